@@ -1,0 +1,1 @@
+//! Loading kernels: bzImage, ELF, PVH; command line, e820 and ACPI tables

@@ -1,0 +1,3 @@
+//! Port and memory buses.
+/// The port bus.
+pub struct PioBus;

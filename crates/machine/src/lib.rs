@@ -1,0 +1,1 @@
+//! Boards: wires devices to buses, and the run loop

@@ -1,0 +1,1 @@
+//! Guest-physical memory: RAM layout, EPT, guest page-table walkers, dirty tracking

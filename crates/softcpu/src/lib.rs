@@ -1,0 +1,1 @@
+//! An x86-64 processor with VT-x in software

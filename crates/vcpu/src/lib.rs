@@ -1,0 +1,1 @@
+//! The vCPU and VM traits, and the engines behind them
