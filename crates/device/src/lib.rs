@@ -12,10 +12,31 @@
 //! that schedules: a board decides which thread calls a device.
 //!
 //! ```
-//! use trapline_device::{AccessSize, Device, PortIo, bus::PioBus};
+//! use std::sync::{Arc, Mutex};
+//! use trapline_device::bus::PioBus;
+//! use trapline_device::{AccessSize, Device, MmioIo, Poll, PortIo, read_each, write_each};
 //!
 //! /// A latch: what was written is read back.
 //! struct Latch(u8);
+//!
+//! impl Device for Latch {
+//!     fn name(&self) -> &str {
+//!         "latch"
+//!     }
+//!     fn pio(&mut self) -> Option<&mut dyn PortIo> {
+//!         Some(self)
+//!     }
+//!     fn mmio(&mut self) -> Option<&mut dyn MmioIo> {
+//!         None
+//!     }
+//!     fn poll(&mut self) -> Option<&mut dyn Poll> {
+//!         None
+//!     }
+//!     fn reset(&mut self) {
+//!         self.0 = 0;
+//!     }
+//! }
+//!
 //! impl PortIo for Latch {
 //!     fn read(&mut self, _region: usize, _offset: u16, _size: AccessSize) -> u32 {
 //!         u32::from(self.0)
@@ -23,8 +44,21 @@
 //!     fn write(&mut self, _region: usize, _offset: u16, _size: AccessSize, value: u32) {
 //!         self.0 = value as u8;
 //!     }
+//!     fn read_block(&mut self, region: usize, offset: u16, size: AccessSize, data: &mut [u8]) {
+//!         read_each(self, region, offset, size, data);
+//!     }
+//!     fn write_block(&mut self, region: usize, offset: u16, size: AccessSize, data: &[u8]) {
+//!         write_each(self, region, offset, size, data);
+//!     }
 //! }
-//! # let _ = Latch(0);
+//!
+//! let mut builder = PioBus::builder();
+//! builder.register(0x80, 1, Arc::new(Mutex::new(Latch(0))), 0, "latch")?;
+//! let bus = builder.build();
+//! bus.write(0x80, AccessSize::Byte, 0x55);
+//! assert_eq!(bus.read(0x80, AccessSize::Byte), 0x55);
+//! assert_eq!(bus.read(0x80, AccessSize::Word), 0xff55); // nobody answers at 0x81
+//! # Ok::<(), trapline_device::bus::BusError>(())
 //! ```
 #![forbid(unsafe_code)]
 
