@@ -1,0 +1,189 @@
+//! The virtual machine: what all its vCPUs share.
+
+use std::fmt;
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, kvm_clock_data};
+use trapline_device::{AccessSize, Clock, HostClock, Msi, MsiSink};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::{MemorySlot, Result, Vcpu};
+
+/// What executes the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum Engine {
+    /// The kernel's hypervisor, on the processor's own virtualization.
+    Kvm,
+    /// `softcpu`: the processor and its VT-x in software.
+    Soft,
+}
+
+impl fmt::Display for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Soft => "soft",
+        })
+    }
+}
+
+/// How many interrupt pins the board's IOAPIC has.
+pub const IOAPIC_PINS: u32 = 24;
+
+/// What a virtual machine is made with.
+#[derive(Clone)]
+pub struct VmConfig {
+    /// Give each vCPU a local APIC. Without, there is one vCPU, HLT exits, and interrupts come by
+    /// [`Entry::extint`](crate::Entry::extint) alone.
+    pub local_apic: bool,
+    /// Offer VMX to the guest in [`Vm::supported_cpuid`].
+    pub nested: bool,
+    /// Entries of a dirty ring per vCPU, a power of two, in place of the dirty bitmap. An engine
+    /// without rings refuses it.
+    pub dirty_ring: Option<u32>,
+    /// The machine's clock: what [`Entry::deadline`](crate::Entry::deadline) and the soft engine's
+    /// timers run on.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Default for VmConfig {
+    fn default() -> Self {
+        Self { local_apic: true, nested: false, dirty_ring: None, clock: Arc::new(HostClock::new()) }
+    }
+}
+
+impl fmt::Debug for VmConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VmConfig")
+            .field("local_apic", &self.local_apic)
+            .field("nested", &self.nested)
+            .field("dirty_ring", &self.dirty_ring)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where an eventfd listens for guest writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IoEvent {
+    /// The address written to.
+    pub address: IoEventAddress,
+    /// Only writes of this width and value; `None`: any write to the address.
+    pub matches: Option<(AccessSize, u64)>,
+}
+
+/// See [`IoEvent`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum IoEventAddress {
+    /// A port.
+    Pio(u16),
+    /// A guest-physical address.
+    Mmio(u64),
+}
+
+/// The name of an eventfd-driven interrupt: see [`Vm::create_irqfd`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct IrqfdId(pub(crate) u32);
+
+/// A virtual machine. All calls may come from any thread.
+pub trait Vm: Send + Sync {
+    /// Which engine runs it.
+    fn engine(&self) -> Engine;
+
+    /// Makes a vCPU in its power-on state (SDM vol. 3 table 10-1; vCPU 0 runnable, others waiting for
+    /// INIT and SIPI), without CPUID leaves: see [`Vcpu::set_cpuid`]. `id` is its APIC ID: below 255.
+    ///
+    /// # Errors
+    /// When the id is taken or too high, or the engine has no resources.
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>>;
+
+    /// How many memory slots there can be.
+    fn max_slots(&self) -> u32;
+
+    /// Replaces the memory layout: slots that are not in `slots` any more vanish, new ones appear, and
+    /// a slot of which only `log_dirty` changed stays in place. While vCPUs run, only ranges that they
+    /// do not touch may change.
+    ///
+    /// # Errors
+    /// When slots are unaligned, overlap, share a number, or the engine refuses one; the layout is then
+    /// undefined until the next successful call.
+    fn set_memory(&self, slots: &[MemorySlot]) -> Result<()>;
+
+    /// The pages of a slot that the guest wrote since the last call, one bit a page from the lowest;
+    /// they are clean from here on. Pages that the host wrote are not among them.
+    ///
+    /// # Errors
+    /// When the slot is not there or does not log.
+    fn take_dirty(&self, slot: u32) -> Result<Vec<u64>>;
+
+    /// Delivers a message to the local APICs. One that no APIC accepts is dropped.
+    ///
+    /// # Errors
+    /// When the machine has no local APICs.
+    fn signal_msi(&self, msi: Msi) -> Result<()>;
+
+    /// [`Vm::signal_msi`] as a handle for devices.
+    fn msi_sink(&self) -> Arc<dyn MsiSink>;
+
+    /// Tells the engine what an IOAPIC pin is programmed to send (`None`: masked), so that it knows
+    /// which end-of-interrupts to report by [`Exit::IoapicEoi`](crate::Exit::IoapicEoi): those of
+    /// level-triggered messages. The board delivers the interrupt itself, by [`Vm::signal_msi`].
+    ///
+    /// # Errors
+    /// When there is no such pin or the machine has no local APICs.
+    fn set_ioapic_route(&self, pin: u32, msi: Option<Msi>) -> Result<()>;
+
+    /// From now on a guest write that `event` describes writes 1 to `fd` instead of exiting.
+    ///
+    /// # Errors
+    /// When such an event is registered already.
+    fn register_ioeventfd(&self, fd: &EventFd, event: IoEvent) -> Result<()>;
+
+    /// Undoes [`Vm::register_ioeventfd`].
+    ///
+    /// # Errors
+    /// When it was not registered.
+    fn unregister_ioeventfd(&self, fd: &EventFd, event: IoEvent) -> Result<()>;
+
+    /// From now on each write to `fd` delivers `msi`; the engine consumes the counter.
+    ///
+    /// # Errors
+    /// When the engine has no more routes or the machine has no local APICs.
+    fn create_irqfd(&self, fd: &EventFd, msi: Msi) -> Result<IrqfdId>;
+
+    /// Changes what an irqfd delivers.
+    ///
+    /// # Errors
+    /// When there is no such irqfd.
+    fn set_irqfd_msi(&self, id: IrqfdId, msi: Msi) -> Result<()>;
+
+    /// Undoes [`Vm::create_irqfd`]; the counter of the eventfd is left alone from here on.
+    ///
+    /// # Errors
+    /// When there is no such irqfd.
+    fn remove_irqfd(&self, id: IrqfdId) -> Result<()>;
+
+    /// The CPUID leaves that guests of this engine can be given, before topology: pass them through
+    /// [`cpuid::for_vcpu`](crate::cpuid::for_vcpu).
+    ///
+    /// # Errors
+    /// When the engine cannot say.
+    fn supported_cpuid(&self) -> Result<CpuId>;
+
+    /// The model-specific registers that make up a vCPU's saved state.
+    ///
+    /// # Errors
+    /// When the engine cannot say.
+    fn saved_msrs(&self) -> Result<Vec<u32>>;
+
+    /// The paravirtual clock, in nanoseconds since the machine was made.
+    ///
+    /// # Errors
+    /// When the engine cannot say.
+    fn clock(&self) -> Result<kvm_clock_data>;
+
+    /// Sets the paravirtual clock; part of restoring a machine.
+    ///
+    /// # Errors
+    /// When the engine refuses.
+    fn set_clock(&self, clock: &kvm_clock_data) -> Result<()>;
+}
