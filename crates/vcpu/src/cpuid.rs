@@ -70,11 +70,7 @@ pub fn for_vcpu(base: &CpuId, topology: &Topology, id: u32) -> Result<CpuId> {
                 let sharing = if leaf.eax >> 5 & 7 < 3 { threads } else { per_package };
                 leaf.eax = leaf.eax & 0x3fff | (sharing - 1 & 0xfff) << 14 | (cores - 1 & 0x3f) << 26;
             }
-            0x8000_0001 => set(
-                &mut leaf.ecx,
-                EXT1_ECX_CMP_LEGACY,
-                leaf.ecx & EXT1_ECX_CMP_LEGACY != 0 && per_package > 1,
-            ),
+            0x8000_0001 => keep(&mut leaf.ecx, EXT1_ECX_CMP_LEGACY, per_package > 1),
             0x8000_0008 => {
                 leaf.ecx = leaf.ecx & !0xf0ff | per_package - 1 & 0xff | per_package.ilog2() << 12;
             }
@@ -136,7 +132,7 @@ pub(crate) fn filter(host: &CpuId, offer: Offer) -> Vec<kvm_cpuid_entry2> {
     for leaf in &mut leaves {
         match (leaf.function, leaf.index) {
             (1, _) => {
-                set(&mut leaf.ecx, LEAF1_ECX_VMX, offer.nested && leaf.ecx & LEAF1_ECX_VMX != 0);
+                keep(&mut leaf.ecx, LEAF1_ECX_VMX, offer.nested);
                 set(&mut leaf.ecx, LEAF1_ECX_X2APIC, offer.local_apic);
                 set(&mut leaf.ecx, LEAF1_ECX_TSC_DEADLINE, offer.local_apic && offer.tsc_deadline);
                 set(&mut leaf.ecx, LEAF1_ECX_HYPERVISOR, true);
@@ -149,15 +145,21 @@ pub(crate) fn filter(host: &CpuId, offer: Offer) -> Vec<kvm_cpuid_entry2> {
                 leaf.ecx = xsave_end;
             }
             (0xd, 1) => leaf.eax &= !LEAFD_1_EAX_XFD,
-            (0x8000_0001, _) => {
-                set(&mut leaf.ecx, EXT1_ECX_SVM, offer.nested && leaf.ecx & EXT1_ECX_SVM != 0)
-            }
+            (0x8000_0001, _) => keep(&mut leaf.ecx, EXT1_ECX_SVM, offer.nested),
             _ => {}
         }
     }
     leaves
 }
 
+/// Clears `bits` unless they may stay.
+fn keep(word: &mut u32, bits: u32, may_stay: bool) {
+    if !may_stay {
+        *word &= !bits;
+    }
+}
+
+/// Sets or clears `bits`.
 fn set(word: &mut u32, bits: u32, on: bool) {
     *word = if on { *word | bits } else { *word & !bits };
 }
