@@ -68,19 +68,19 @@ pub fn for_vcpu(base: &CpuId, topology: &Topology, id: u32) -> Result<CpuId> {
             // Deterministic caches: the first two levels are a core's, the rest a package's.
             4 if leaf.eax & 0x1f != 0 => {
                 let sharing = if leaf.eax >> 5 & 7 < 3 { threads } else { per_package };
-                leaf.eax = leaf.eax & 0x3fff | (sharing - 1 & 0xfff) << 14 | (cores - 1 & 0x3f) << 26;
+                leaf.eax = leaf.eax & 0x3fff | ((sharing - 1) & 0xfff) << 14 | ((cores - 1) & 0x3f) << 26;
             }
             0x8000_0001 => keep(&mut leaf.ecx, EXT1_ECX_CMP_LEGACY, per_package > 1),
             0x8000_0008 => {
-                leaf.ecx = leaf.ecx & !0xf0ff | per_package - 1 & 0xff | per_package.ilog2() << 12;
+                leaf.ecx = leaf.ecx & !0xf0ff | (per_package - 1) & 0xff | per_package.ilog2() << 12;
             }
             0x8000_001d if leaf.eax & 0x1f != 0 => {
                 let sharing = if leaf.eax >> 5 & 7 < 3 { threads } else { per_package };
-                leaf.eax = leaf.eax & 0x3fff | (sharing - 1 & 0xfff) << 14;
+                leaf.eax = leaf.eax & 0x3fff | ((sharing - 1) & 0xfff) << 14;
             }
             0x8000_001e => {
                 leaf.eax = id;
-                leaf.ebx = id / threads & 0xff | threads - 1 << 8;
+                leaf.ebx = (id / threads) & 0xff | (threads - 1) << 8;
                 leaf.ecx = 0;
             }
             _ => {}

@@ -1,0 +1,13 @@
+//! The KVM engine.
+//!
+//! 8259A, IOAPIC and 8254 stay outside (`KVM_CAP_SPLIT_IRQCHIP`). The four pages from guest-physical
+//! `0xfeff_c000` are the kernel's, for processors that cannot run real mode natively.
+
+mod irq;
+mod kick;
+mod run;
+mod sys;
+mod vcpu;
+mod vm;
+
+pub(crate) use vm::KvmVm;

@@ -1,0 +1,305 @@
+//! A virtual machine of the kernel's.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_bindings::*;
+use kvm_ioctls::{Cap, Kvm, NoDatamatch, VmFd};
+use trapline_device::{AccessSize, Msi, MsiSink};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::irq::Routes;
+use super::sys::{self, DirtyRing};
+use super::vcpu::KvmVcpu;
+use crate::cpuid::{self, Offer};
+use crate::memory::check_layout;
+use crate::{
+    Engine, Error, IOAPIC_PINS, IoEvent, IoEventAddress, IrqfdId, MemorySlot, PAGE_SIZE, Result, Vcpu, Vm,
+    VmConfig,
+};
+
+/// Where processors without unrestricted guest mode get a page table and a TSS for real mode.
+const IDENTITY_MAP: u64 = 0xfeff_c000;
+const TSS: usize = 0xfeff_d000;
+
+/// A virtual machine of the kernel's.
+pub(crate) struct KvmVm(Arc<Inner>);
+
+/// What the machine, its vCPUs and its message sinks share.
+pub(super) struct Inner {
+    pub(super) fd: VmFd,
+    kvm: Kvm,
+    config: VmConfig,
+    /// The slots that the kernel has: they keep its memory mapped.
+    slots: Mutex<Vec<MemorySlot>>,
+    routes: Mutex<Routes>,
+    dirty: Mutex<Dirty>,
+}
+
+/// What the dirty rings brought and nobody took yet.
+#[derive(Default)]
+struct Dirty {
+    rings: Vec<DirtyRing>,
+    /// One bit a page, by slot.
+    pages: BTreeMap<u32, Vec<u64>>,
+}
+
+impl KvmVm {
+    pub(crate) fn new(config: &VmConfig) -> Result<Self> {
+        let unavailable = |why: String| Error::Unavailable { engine: Engine::Kvm, why };
+        let kvm = Kvm::new().map_err(|e| unavailable(format!("/dev/kvm: {}", std::io::Error::from(e))))?;
+        if kvm.get_api_version() != KVM_API_VERSION as i32 {
+            return Err(unavailable(format!("API version {}", kvm.get_api_version())));
+        }
+        for cap in [Cap::UserMemory, Cap::ReadonlyMem, Cap::ImmediateExit, Cap::SplitIrqchip, Cap::SignalMsi]
+        {
+            if !kvm.check_extension(cap) {
+                return Err(unavailable(format!("the kernel lacks {cap:?}")));
+            }
+        }
+        let fd = kvm.create_vm().map_err(Error::os("KVM_CREATE_VM"))?;
+        fd.set_identity_map_address(IDENTITY_MAP).map_err(Error::os("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        fd.set_tss_address(TSS).map_err(Error::os("KVM_SET_TSS_ADDR"))?;
+        if let Some(entries) = config.dirty_ring {
+            enable_dirty_ring(&kvm, &fd, entries)?;
+        }
+        if config.local_apic {
+            let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+            split.args[0] = IOAPIC_PINS.into();
+            fd.enable_cap(&split).map_err(Error::os("KVM_CAP_SPLIT_IRQCHIP"))?;
+        }
+        Ok(Self(Arc::new(Inner {
+            fd,
+            kvm,
+            config: config.clone(),
+            slots: Mutex::default(),
+            routes: Mutex::default(),
+            dirty: Mutex::default(),
+        })))
+    }
+}
+
+fn enable_dirty_ring(kvm: &Kvm, fd: &VmFd, entries: u32) -> Result<()> {
+    let bytes = u64::from(entries) * size_of::<kvm_dirty_gfn>() as u64;
+    let most = kvm.check_extension_int(Cap::DirtyLogRing);
+    if most <= 0 {
+        return Err(Error::Unsupported { engine: Engine::Kvm, what: "dirty ring" });
+    }
+    if !entries.is_power_of_two() || bytes < PAGE_SIZE || bytes > most as u64 {
+        return Err(Error::Unsupported { engine: Engine::Kvm, what: "dirty ring of this size" });
+    }
+    let mut cap = kvm_enable_cap { cap: KVM_CAP_DIRTY_LOG_RING, ..Default::default() };
+    cap.args[0] = bytes;
+    fd.enable_cap(&cap).map_err(Error::os("KVM_CAP_DIRTY_LOG_RING"))
+}
+
+/// The data stays consistent at every step, so a panic elsewhere does not spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Inner {
+    pub(super) fn need_local_apic(&self) -> Result<()> {
+        if self.config.local_apic {
+            return Ok(());
+        }
+        Err(Error::Unsupported { engine: Engine::Kvm, what: "a machine without local APICs" })
+    }
+
+    fn signal_msi(&self, msi: Msi) -> Result<()> {
+        self.need_local_apic()?;
+        let msi = kvm_msi {
+            address_lo: msi.address as u32,
+            address_hi: (msi.address >> 32) as u32,
+            data: msi.data,
+            ..Default::default()
+        };
+        self.fd.signal_msi(msi).map(drop).map_err(Error::os("KVM_SIGNAL_MSI"))
+    }
+
+    /// Moves what is in the rings into the bitmaps.
+    pub(super) fn harvest_dirty_rings(&self) -> Result<()> {
+        let mut dirty = lock(&self.dirty);
+        let Dirty { rings, pages } = &mut *dirty;
+        let mut harvested = 0;
+        for ring in rings {
+            harvested += ring.harvest(|slot, page| {
+                // A slot that is gone meanwhile has no bitmap.
+                let word = pages.get_mut(&(slot & 0xffff)).and_then(|p| p.get_mut((page / 64) as usize));
+                if let Some(word) = word {
+                    *word |= 1 << (page % 64);
+                }
+            });
+        }
+        if harvested > 0 {
+            sys::reset_dirty_rings(&self.fd).map_err(Error::os("KVM_RESET_DIRTY_RINGS"))?;
+        }
+        Ok(())
+    }
+
+    fn take_dirty(&self, id: u32) -> Result<Vec<u64>> {
+        let slots = lock(&self.slots);
+        let slot = slots.iter().find(|s| s.id == id && s.log_dirty);
+        let slot = slot.ok_or(Error::NotFound { what: "memory slot with a dirty log", id: id.into() })?;
+        if self.config.dirty_ring.is_none() {
+            let log = self.fd.get_dirty_log(id, slot.host.len() as usize);
+            return log.map_err(Error::os("KVM_GET_DIRTY_LOG"));
+        }
+        self.harvest_dirty_rings()?;
+        let mut dirty = lock(&self.dirty);
+        Ok(dirty.pages.insert(id, clean(slot)).unwrap_or_else(|| clean(slot)))
+    }
+
+    fn set_memory(&self, wanted: &[MemorySlot]) -> Result<()> {
+        check_layout(wanted, self.max_slots())?;
+        let mut slots = lock(&self.slots);
+        let stays = |old: &MemorySlot| {
+            wanted.iter().any(|new| MemorySlot { log_dirty: old.log_dirty, ..new.clone() } == *old)
+        };
+        while let Some(at) = slots.iter().position(|old| !stays(old)) {
+            sys::remove_slot(&self.fd, slots[at].id).map_err(Error::os("KVM_SET_USER_MEMORY_REGION"))?;
+            lock(&self.dirty).pages.remove(&slots[at].id);
+            slots.swap_remove(at);
+        }
+        for new in wanted.iter().filter(|new| !slots.contains(new)).cloned().collect::<Vec<_>>() {
+            if self.config.dirty_ring.is_some() && new.log_dirty {
+                lock(&self.dirty).pages.insert(new.id, clean(&new));
+            }
+            sys::set_slot(&self.fd, &new).map_err(Error::os("KVM_SET_USER_MEMORY_REGION"))?;
+            slots.retain(|old| old.id != new.id);
+            slots.push(new);
+        }
+        Ok(())
+    }
+
+    fn max_slots(&self) -> u32 {
+        // KVM's own slots are counted apart. The ring names slots with 16 bits.
+        u32::try_from(self.kvm.get_nr_memslots()).unwrap_or(u32::MAX).min(0x7fff)
+    }
+}
+
+/// A bitmap without a bit set.
+fn clean(slot: &MemorySlot) -> Vec<u64> {
+    vec![0; (slot.host.len() / PAGE_SIZE).div_ceil(64) as usize]
+}
+
+impl MsiSink for Inner {
+    fn signal(&self, msi: Msi) {
+        if let Err(e) = self.signal_msi(msi) {
+            tracing::warn!("message {msi:x?} is lost: {e}");
+        }
+    }
+}
+
+impl Vm for KvmVm {
+    fn engine(&self) -> Engine {
+        Engine::Kvm
+    }
+
+    fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>> {
+        if id >= 255 {
+            return Err(Error::NotFound { what: "vcpu number below 255", id: id.into() });
+        }
+        let fd = self.0.fd.create_vcpu(id.into()).map_err(Error::os("KVM_CREATE_VCPU"))?;
+        if let Some(entries) = self.0.config.dirty_ring {
+            let ring = DirtyRing::map(&fd, entries)
+                .map_err(|source| Error::Os { what: "mmap of the dirty ring", source })?;
+            lock(&self.0.dirty).rings.push(ring);
+        }
+        Ok(Box::new(KvmVcpu::new(Arc::clone(&self.0), id, fd)?))
+    }
+
+    fn max_slots(&self) -> u32 {
+        self.0.max_slots()
+    }
+
+    fn set_memory(&self, slots: &[MemorySlot]) -> Result<()> {
+        self.0.set_memory(slots)
+    }
+
+    fn take_dirty(&self, slot: u32) -> Result<Vec<u64>> {
+        self.0.take_dirty(slot)
+    }
+
+    fn signal_msi(&self, msi: Msi) -> Result<()> {
+        self.0.signal_msi(msi)
+    }
+
+    fn msi_sink(&self) -> Arc<dyn MsiSink> {
+        Arc::<Inner>::clone(&self.0)
+    }
+
+    fn set_ioapic_route(&self, pin: u32, msi: Option<Msi>) -> Result<()> {
+        self.0.need_local_apic()?;
+        lock(&self.0.routes).set_pin(&self.0.fd, pin, msi)
+    }
+
+    fn register_ioeventfd(&self, fd: &EventFd, event: IoEvent) -> Result<()> {
+        ioeventfd(&self.0.fd, fd, event, true)
+    }
+
+    fn unregister_ioeventfd(&self, fd: &EventFd, event: IoEvent) -> Result<()> {
+        ioeventfd(&self.0.fd, fd, event, false)
+    }
+
+    fn create_irqfd(&self, fd: &EventFd, msi: Msi) -> Result<IrqfdId> {
+        self.0.need_local_apic()?;
+        lock(&self.0.routes).add(&self.0.fd, fd, msi)
+    }
+
+    fn set_irqfd_msi(&self, id: IrqfdId, msi: Msi) -> Result<()> {
+        lock(&self.0.routes).set(&self.0.fd, id, msi)
+    }
+
+    fn remove_irqfd(&self, id: IrqfdId) -> Result<()> {
+        lock(&self.0.routes).remove(&self.0.fd, id)
+    }
+
+    fn supported_cpuid(&self) -> Result<CpuId> {
+        let host = self.0.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        let offer = Offer {
+            nested: self.0.config.nested,
+            local_apic: self.0.config.local_apic,
+            tsc_deadline: self.0.kvm.check_extension(Cap::TscDeadlineTimer),
+        };
+        let leaves = cpuid::filter(&host.map_err(Error::os("KVM_GET_SUPPORTED_CPUID"))?, offer);
+        CpuId::from_entries(&leaves)
+            .map_err(|_| Error::NotFound { what: "room for cpuid leaf", id: leaves.len() as u64 })
+    }
+
+    fn saved_msrs(&self) -> Result<Vec<u32>> {
+        let list = self.0.kvm.get_msr_index_list().map_err(Error::os("KVM_GET_MSR_INDEX_LIST"))?;
+        Ok(list.as_slice().to_vec())
+    }
+
+    fn clock(&self) -> Result<kvm_clock_data> {
+        self.0.fd.get_clock().map_err(Error::os("KVM_GET_CLOCK"))
+    }
+
+    fn set_clock(&self, clock: &kvm_clock_data) -> Result<()> {
+        // Flags say what the kernel knew when it gave the time; it takes none of these back.
+        let clock = kvm_clock_data { clock: clock.clock, ..Default::default() };
+        self.0.fd.set_clock(&clock).map_err(Error::os("KVM_SET_CLOCK"))
+    }
+}
+
+/// KVM_IOEVENTFD; `kvm-ioctls` takes the width from the type of the value.
+fn ioeventfd(vm: &VmFd, fd: &EventFd, event: IoEvent, on: bool) -> Result<()> {
+    let at = match event.address {
+        IoEventAddress::Pio(port) => kvm_ioctls::IoEventAddress::Pio(port.into()),
+        IoEventAddress::Mmio(addr) => kvm_ioctls::IoEventAddress::Mmio(addr),
+    };
+    macro_rules! request {
+        ($value:expr) => {
+            if on { vm.register_ioevent(fd, &at, $value) } else { vm.unregister_ioevent(fd, &at, $value) }
+        };
+    }
+    let done = match event.matches {
+        None => request!(NoDatamatch),
+        Some((AccessSize::Byte, value)) => request!(value as u8),
+        Some((AccessSize::Word, value)) => request!(value as u16),
+        Some((AccessSize::Dword, value)) => request!(value as u32),
+        Some((AccessSize::Qword, value)) => request!(value),
+    };
+    done.map_err(Error::os("KVM_IOEVENTFD"))
+}
