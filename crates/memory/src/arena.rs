@@ -81,7 +81,7 @@ impl Arena {
         if size == 0 {
             return Err(ArenaError::Empty);
         }
-        if size % page != 0 || size > isize::MAX as u64 {
+        if !size.is_multiple_of(page) || size > isize::MAX as u64 {
             return Err(ArenaError::Size { size, page });
         }
         let host = |what| ArenaError::Host { size, what, source: io::Error::last_os_error() };

@@ -348,7 +348,7 @@ fn push_merged(slots: &mut Vec<Slot>, slot: Slot) {
 }
 
 fn aligned(what: &'static str, value: u64) -> Result<(), LayoutError> {
-    if value % PAGE == 0 { Ok(()) } else { Err(LayoutError::Misaligned { what, value }) }
+    if value.is_multiple_of(PAGE) { Ok(()) } else { Err(LayoutError::Misaligned { what, value }) }
 }
 
 /// MemTotal of /proc/meminfo in bytes, where there is one.
@@ -400,7 +400,7 @@ impl RootPages {
     /// Gives back a page that [`alloc_page`](Self::alloc_page) returned. Others are ignored.
     pub fn free_page(&self, pa: u64) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if pa % PAGE == 0 && (self.start..free.next).contains(&pa) && !free.returned.contains(&pa) {
+        if pa.is_multiple_of(PAGE) && (self.start..free.next).contains(&pa) && !free.returned.contains(&pa) {
             free.returned.push(pa);
         }
     }
