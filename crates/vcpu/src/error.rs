@@ -30,10 +30,10 @@ pub enum Error {
         source: io::Error,
     },
     /// A memory slot that cannot be.
-    #[error("memory slot {id}: {what}")]
+    #[error("memory slot at {gpa:#x}: {what}")]
     Slot {
-        /// Number of the slot.
-        id: u32,
+        /// Its guest-physical address.
+        gpa: u64,
         /// What is wrong with it.
         what: &'static str,
     },

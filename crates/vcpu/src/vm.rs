@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use kvm_bindings::{CpuId, kvm_clock_data};
 use trapline_device::{AccessSize, Clock, HostClock, Msi, MsiSink};
+use trapline_memory::{Arena, DirtyTracker, Slot};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{MemorySlot, Result, Vcpu};
+use crate::{Result, Vcpu};
 
 /// What executes the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -96,24 +97,23 @@ pub trait Vm: Send + Sync {
     /// When the id is taken or too high, or the engine has no resources.
     fn create_vcpu(&self, id: u32) -> Result<Box<dyn Vcpu>>;
 
-    /// How many memory slots there can be.
-    fn max_slots(&self) -> u32;
-
-    /// Replaces the memory layout: slots that are not in `slots` any more vanish, new ones appear, and
-    /// a slot of which only `log_dirty` changed stays in place. While vCPUs run, only ranges that they
-    /// do not touch may change.
+    /// Replaces the memory layout by `slots` of `arena` (those of a
+    /// [`GuestRam`](trapline_memory::GuestRam)). A slot that was there already stays in place, also if
+    /// its `log_dirty` changed. While vCPUs run, only ranges that they do not touch may change.
+    ///
+    /// Where no slot is, and for writes to a read-only one, the guest exits.
     ///
     /// # Errors
-    /// When slots are unaligned, overlap, share a number, or the engine refuses one; the layout is then
-    /// undefined until the next successful call.
-    fn set_memory(&self, slots: &[MemorySlot]) -> Result<()>;
+    /// When slots are unaligned, overlap or reach out of the arena, or the engine refuses one; the
+    /// layout is then undefined until the next successful call.
+    fn set_memory(&self, arena: &Arc<Arena>, slots: &[Slot]) -> Result<()>;
 
-    /// The pages of a slot that the guest wrote since the last call, one bit a page from the lowest;
-    /// they are clean from here on. Pages that the host wrote are not among them.
+    /// Records in `tracker` the pages that the guest wrote, since the last call, in slots that log; they
+    /// are clean from here on.
     ///
     /// # Errors
-    /// When the slot is not there or does not log.
-    fn take_dirty(&self, slot: u32) -> Result<Vec<u64>>;
+    /// When the engine cannot say.
+    fn collect_dirty(&self, tracker: &DirtyTracker) -> Result<()>;
 
     /// Delivers a message to the local APICs. One that no APIC accepts is dropped.
     ///

@@ -5,9 +5,13 @@
 
 mod irq;
 mod kick;
+mod memory;
 mod run;
 mod sys;
 mod vcpu;
 mod vm;
 
 pub(crate) use vm::KvmVm;
+
+/// Slots begin and end on this.
+const PAGE_SIZE: u64 = 4096;

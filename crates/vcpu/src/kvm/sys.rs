@@ -10,12 +10,13 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use kvm_bindings::*;
 use kvm_ioctls::{VcpuFd, VmFd};
+use trapline_memory::{Arena, Slot};
 use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
 use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr};
 
+use super::PAGE_SIZE;
 use super::run::RawExit;
-use crate::MemorySlot;
 
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);
 ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
@@ -164,7 +165,7 @@ const GFN_RESET: u32 = 2;
 impl DirtyRing {
     /// `count` is a power of two.
     pub(super) fn map(vcpu: &VcpuFd, count: u32) -> io::Result<Self> {
-        let offset = KVM_DIRTY_LOG_PAGE_OFFSET as usize * crate::PAGE_SIZE as usize;
+        let offset = KVM_DIRTY_LOG_PAGE_OFFSET as usize * PAGE_SIZE as usize;
         let len = count as usize * size_of::<kvm_dirty_gfn>();
         Ok(Self { entries: Mapping::new(vcpu, offset, len)?, count, next: 0 })
     }
@@ -210,8 +211,11 @@ pub(super) fn interrupt(vcpu: &VcpuFd, vector: u8) -> errno::Result<()> {
     }
 }
 
-/// Puts a slot in place, or changes the flags of one that is.
-pub(super) fn set_slot(vm: &VmFd, slot: &MemorySlot) -> errno::Result<()> {
+/// Makes `slot` of `arena` the kernel's slot `id`, or changes the flags of one that it is already.
+pub(super) fn set_slot(vm: &VmFd, id: u32, arena: &Arena, slot: &Slot) -> errno::Result<()> {
+    if slot.hpa.checked_add(slot.size).is_none_or(|end| end > arena.len()) {
+        return Err(errno::Error::new(libc::EFAULT));
+    }
     let mut flags = 0;
     if slot.read_only {
         flags |= KVM_MEM_READONLY;
@@ -220,14 +224,14 @@ pub(super) fn set_slot(vm: &VmFd, slot: &MemorySlot) -> errno::Result<()> {
         flags |= KVM_MEM_LOG_DIRTY_PAGES;
     }
     let region = kvm_userspace_memory_region {
-        slot: slot.id,
+        slot: id,
         flags,
-        guest_phys_addr: slot.guest.0,
-        memory_size: slot.host.len(),
-        userspace_addr: slot.host.host_address() as u64,
+        guest_phys_addr: slot.gpa,
+        memory_size: slot.size,
+        userspace_addr: arena.base() as u64 + slot.hpa,
     };
-    // SAFETY: the host range is a mapping that `slot.host` keeps alive, and the caller keeps the slot
-    // until it removes it from the kernel or the VM is gone.
+    // SAFETY: the range was checked to lie in the arena, which is shared memory for guests to write to;
+    // the caller holds on to the arena until the slot is removed from the kernel or the VM is gone.
     unsafe { vm.set_user_memory_region(region) }
 }
 

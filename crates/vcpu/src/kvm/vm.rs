@@ -1,22 +1,19 @@
 //! A virtual machine of the kernel's.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::*;
 use kvm_ioctls::{Cap, Kvm, NoDatamatch, VmFd};
 use trapline_device::{AccessSize, Msi, MsiSink};
+use trapline_memory::{Arena, DirtyTracker, Slot};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::PAGE_SIZE;
 use super::irq::Routes;
-use super::sys::{self, DirtyRing};
+use super::memory::Slots;
 use super::vcpu::KvmVcpu;
 use crate::cpuid::{self, Offer};
-use crate::memory::check_layout;
-use crate::{
-    Engine, Error, IOAPIC_PINS, IoEvent, IoEventAddress, IrqfdId, MemorySlot, PAGE_SIZE, Result, Vcpu, Vm,
-    VmConfig,
-};
+use crate::{Engine, Error, IOAPIC_PINS, IoEvent, IoEventAddress, IrqfdId, Result, Vcpu, Vm, VmConfig};
 
 /// Where processors without unrestricted guest mode get a page table and a TSS for real mode.
 const IDENTITY_MAP: u64 = 0xfeff_c000;
@@ -30,18 +27,8 @@ pub(super) struct Inner {
     pub(super) fd: VmFd,
     kvm: Kvm,
     config: VmConfig,
-    /// The slots that the kernel has: they keep its memory mapped.
-    slots: Mutex<Vec<MemorySlot>>,
+    slots: Mutex<Slots>,
     routes: Mutex<Routes>,
-    dirty: Mutex<Dirty>,
-}
-
-/// What the dirty rings brought and nobody took yet.
-#[derive(Default)]
-struct Dirty {
-    rings: Vec<DirtyRing>,
-    /// One bit a page, by slot.
-    pages: BTreeMap<u32, Vec<u64>>,
 }
 
 impl KvmVm {
@@ -72,9 +59,8 @@ impl KvmVm {
             fd,
             kvm,
             config: config.clone(),
-            slots: Mutex::default(),
+            slots: Mutex::new(Slots::new(config.dirty_ring.is_some())),
             routes: Mutex::default(),
-            dirty: Mutex::default(),
         })))
     }
 }
@@ -117,70 +103,10 @@ impl Inner {
         self.fd.signal_msi(msi).map(drop).map_err(Error::os("KVM_SIGNAL_MSI"))
     }
 
-    /// Moves what is in the rings into the bitmaps.
+    /// Makes room in full dirty rings.
     pub(super) fn harvest_dirty_rings(&self) -> Result<()> {
-        let mut dirty = lock(&self.dirty);
-        let Dirty { rings, pages } = &mut *dirty;
-        let mut harvested = 0;
-        for ring in rings {
-            harvested += ring.harvest(|slot, page| {
-                // A slot that is gone meanwhile has no bitmap.
-                let word = pages.get_mut(&(slot & 0xffff)).and_then(|p| p.get_mut((page / 64) as usize));
-                if let Some(word) = word {
-                    *word |= 1 << (page % 64);
-                }
-            });
-        }
-        if harvested > 0 {
-            sys::reset_dirty_rings(&self.fd).map_err(Error::os("KVM_RESET_DIRTY_RINGS"))?;
-        }
-        Ok(())
+        lock(&self.slots).harvest_rings(&self.fd)
     }
-
-    fn take_dirty(&self, id: u32) -> Result<Vec<u64>> {
-        let slots = lock(&self.slots);
-        let slot = slots.iter().find(|s| s.id == id && s.log_dirty);
-        let slot = slot.ok_or(Error::NotFound { what: "memory slot with a dirty log", id: id.into() })?;
-        if self.config.dirty_ring.is_none() {
-            let log = self.fd.get_dirty_log(id, slot.host.len() as usize);
-            return log.map_err(Error::os("KVM_GET_DIRTY_LOG"));
-        }
-        self.harvest_dirty_rings()?;
-        let mut dirty = lock(&self.dirty);
-        Ok(dirty.pages.insert(id, clean(slot)).unwrap_or_else(|| clean(slot)))
-    }
-
-    fn set_memory(&self, wanted: &[MemorySlot]) -> Result<()> {
-        check_layout(wanted, self.max_slots())?;
-        let mut slots = lock(&self.slots);
-        let stays = |old: &MemorySlot| {
-            wanted.iter().any(|new| MemorySlot { log_dirty: old.log_dirty, ..new.clone() } == *old)
-        };
-        while let Some(at) = slots.iter().position(|old| !stays(old)) {
-            sys::remove_slot(&self.fd, slots[at].id).map_err(Error::os("KVM_SET_USER_MEMORY_REGION"))?;
-            lock(&self.dirty).pages.remove(&slots[at].id);
-            slots.swap_remove(at);
-        }
-        for new in wanted.iter().filter(|new| !slots.contains(new)).cloned().collect::<Vec<_>>() {
-            if self.config.dirty_ring.is_some() && new.log_dirty {
-                lock(&self.dirty).pages.insert(new.id, clean(&new));
-            }
-            sys::set_slot(&self.fd, &new).map_err(Error::os("KVM_SET_USER_MEMORY_REGION"))?;
-            slots.retain(|old| old.id != new.id);
-            slots.push(new);
-        }
-        Ok(())
-    }
-
-    fn max_slots(&self) -> u32 {
-        // KVM's own slots are counted apart. The ring names slots with 16 bits.
-        u32::try_from(self.kvm.get_nr_memslots()).unwrap_or(u32::MAX).min(0x7fff)
-    }
-}
-
-/// A bitmap without a bit set.
-fn clean(slot: &MemorySlot) -> Vec<u64> {
-    vec![0; (slot.host.len() / PAGE_SIZE).div_ceil(64) as usize]
 }
 
 impl MsiSink for Inner {
@@ -202,23 +128,19 @@ impl Vm for KvmVm {
         }
         let fd = self.0.fd.create_vcpu(id.into()).map_err(Error::os("KVM_CREATE_VCPU"))?;
         if let Some(entries) = self.0.config.dirty_ring {
-            let ring = DirtyRing::map(&fd, entries)
-                .map_err(|source| Error::Os { what: "mmap of the dirty ring", source })?;
-            lock(&self.0.dirty).rings.push(ring);
+            lock(&self.0.slots).add_ring(&fd, entries)?;
         }
         Ok(Box::new(KvmVcpu::new(Arc::clone(&self.0), id, fd)?))
     }
 
-    fn max_slots(&self) -> u32 {
-        self.0.max_slots()
+    fn set_memory(&self, arena: &Arc<Arena>, slots: &[Slot]) -> Result<()> {
+        // The dirty ring names slots with 16 bits.
+        let max = u32::try_from(self.0.kvm.get_nr_memslots()).unwrap_or(u32::MAX).min(0x1_0000);
+        lock(&self.0.slots).set(&self.0.fd, max, arena, slots)
     }
 
-    fn set_memory(&self, slots: &[MemorySlot]) -> Result<()> {
-        self.0.set_memory(slots)
-    }
-
-    fn take_dirty(&self, slot: u32) -> Result<Vec<u64>> {
-        self.0.take_dirty(slot)
+    fn collect_dirty(&self, tracker: &DirtyTracker) -> Result<()> {
+        lock(&self.0.slots).collect_dirty(&self.0.fd, tracker)
     }
 
     fn signal_msi(&self, msi: Msi) -> Result<()> {
