@@ -1,0 +1,93 @@
+//! Running other programs: cargo, apt, gcc.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+/// The workspace root.
+pub fn root() -> &'static Path {
+    // xtask lies one level below it.
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}
+
+/// The folder for downloads and built guest files: `$TRAPLINE_CACHE`, or `.cache` in the workspace.
+pub fn cache() -> Result<PathBuf> {
+    let folder = std::env::var_os("TRAPLINE_CACHE").map_or_else(|| root().join(".cache"), PathBuf::from);
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {folder:?}"))?;
+    folder.canonicalize().with_context(|| format!("cannot open {folder:?}"))
+}
+
+/// A cargo command in the workspace.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(args).current_dir(root());
+    command
+}
+
+/// Runs a command whose output goes to the terminal; `package` is what to install if it is missing.
+pub fn run(command: &mut Command, package: &str) -> Result<()> {
+    let status = command.status().map_err(|error| missing(command, package, error))?;
+    if !status.success() {
+        bail!("{} failed ({status})", line(command));
+    }
+    Ok(())
+}
+
+/// Runs a command and returns its standard output.
+pub fn output(command: &mut Command, package: &str) -> Result<String> {
+    let output = command.output().map_err(|error| missing(command, package, error))?;
+    if !output.status.success() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        bail!("{} failed ({}): {}", line(command), output.status, errors.trim().replace('\n', "; "));
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Says what to install when a program is not there.
+pub fn missing(command: &Command, package: &str, error: std::io::Error) -> anyhow::Error {
+    let program = command.get_program().to_string_lossy();
+    if error.kind() == ErrorKind::NotFound {
+        anyhow::anyhow!("{program} is missing; install it (Debian: apt-get install {package})")
+    } else {
+        anyhow::anyhow!("cannot run {program}: {error}")
+    }
+}
+
+/// A command as it would be typed, without quoting.
+pub fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// Builds an example in release mode and returns its executable.
+pub fn build_example(name: &str) -> Result<PathBuf> {
+    #[derive(Deserialize)]
+    struct Message {
+        reason: String,
+        target: Option<Target>,
+        executable: Option<PathBuf>,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        name: String,
+        kind: Vec<String>,
+    }
+    let mut command =
+        cargo(&["build", "--release", "--example", name, "--message-format", "json-render-diagnostics"]);
+    command.stderr(std::process::Stdio::inherit());
+    let messages = output(&mut command, "cargo")?;
+    messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Message>(line).ok())
+        .filter(|message| message.reason == "compiler-artifact")
+        .filter(|message| {
+            let target = message.target.as_ref();
+            target
+                .is_some_and(|target| target.name == name && target.kind.iter().any(|kind| kind == "example"))
+        })
+        .find_map(|message| message.executable)
+        .with_context(|| format!("cargo built no example {name}"))
+}
