@@ -210,10 +210,11 @@ fn accesses() -> impl Strategy<Value = Access> {
 }
 
 /// An entry of eight bytes that mostly lets a walk go on.
-fn wide_entry(random: &mut Random) -> u64 {
+fn wide_entry(random: &mut Random, pae: bool) -> u64 {
     let mut entry = random.mostly(1, 32) | random.mostly(2, 6) | random.mostly(4, 4);
     entry |= random.mostly(0x20, 3) | random.rarely(0x40, 2) | random.rarely(0x100, 3);
-    entry |= random.next() & 0x7800_0000_0000_0000 | random.rarely(1 << 63, 24);
+    // With PAE paging, the bits of the protection key are reserved.
+    entry |= if pae { 0 } else { random.next() & 0x7800_0000_0000_0000 } | random.rarely(1 << 63, 24);
     let high_bit = 1 << (32 + random.next() % 31);
     entry |= random.rarely(high_bit, 40);
     if random.one_in(6) {
@@ -237,6 +238,14 @@ fn narrow_entries(random: &mut Random) -> u64 {
     one() | one() << 32
 }
 
+fn random_tables(random: &mut Random, mode: &PagingMode) -> Tables {
+    match mode.kind {
+        PagingKind::Bits32 { .. } => fill(|| narrow_entries(random)),
+        PagingKind::Pae { .. } => fill(|| wide_entry(random, true)),
+        _ => fill(|| wide_entry(random, false)),
+    }
+}
+
 proptest! {
     #[test]
     fn random_tables_agree_with_the_model(
@@ -245,9 +254,7 @@ proptest! {
         tries in proptest::collection::vec((any::<u64>(), accesses()), 1..24),
     ) {
         let mut random = Random::new(seed);
-        let narrow = matches!(mode.kind, PagingKind::Bits32 { .. });
-        let tables =
-            fill(|| if narrow { narrow_entries(&mut random) } else { wide_entry(&mut random) });
+        let tables = random_tables(&mut random, &mode);
         for (gva, access) in tries {
             let mut expected = dump(&tables);
             let modelled = model(&tables, &mode, gva, access);
@@ -268,9 +275,7 @@ proptest! {
     #[test]
     fn rights_are_what_walks_allow(seed in any::<u64>(), mode in modes(), gva in any::<u64>(), ac in any::<bool>()) {
         let mut random = Random::new(seed);
-        let narrow = matches!(mode.kind, PagingKind::Bits32 { .. });
-        let tables =
-            fill(|| if narrow { narrow_entries(&mut random) } else { wide_entry(&mut random) });
+        let tables = random_tables(&mut random, &mode);
         for user in [false, true] {
             let read = Access { user, ac, ..Access::READ };
             let Ok(leaf) = walk(&tables, &mode, gva, read) else { continue };
@@ -385,7 +390,7 @@ fn a_contended_entry_does_not_hold_the_walk_up() {
 fn pdptes_are_loaded_from_cr3_and_checked() {
     let tables = Tables::new(2);
     for index in 0..4 {
-        tables.write(0x1020 + index * 8, 0x1000 * index | 1).unwrap();
+        tables.write(0x1020 + index * 8, (0x1000 * index) | 1).unwrap();
     }
     assert_eq!(load_pdptes(&tables, 0x1020 | 0x18), Ok([1, 0x1001, 0x2001, 0x3001]));
     assert_eq!(load_pdptes(&tables, 0x8000_0000), Err(NoMemory(0x8000_0000)));
