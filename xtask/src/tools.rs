@@ -41,7 +41,9 @@ pub fn output(command: &mut Command, package: &str) -> Result<String> {
     let output = command.output().map_err(|error| missing(command, package, error))?;
     if !output.status.success() {
         let errors = String::from_utf8_lossy(&output.stderr);
-        bail!("{} failed ({}): {}", line(command), output.status, errors.trim().replace('\n', "; "));
+        let errors = errors.trim().replace('\n', "; ");
+        let separator = if errors.is_empty() { "" } else { ": " };
+        bail!("{} failed ({}){separator}{errors}", line(command), output.status);
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -56,9 +58,11 @@ pub fn missing(command: &Command, package: &str, error: std::io::Error) -> anyho
     }
 }
 
-/// A command as it would be typed, without quoting.
+/// A command as it would be typed, without quoting and without the program's folder.
 pub fn line(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let program = Path::new(command.get_program());
+    let program = program.file_name().unwrap_or(command.get_program());
+    let words = std::iter::once(program).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
