@@ -1,1 +1,73 @@
-//! Legacy PC devices: 16550A, MC146818, i8042, ACPI PM, isa-debug-exit
+//! The small devices that every PC-compatible machine has, each a plain struct that another VMM can
+//! use alone.
+//!
+//! | type | models | ports on a PC |
+//! |---|---|---|
+//! | [`Uart`] | National Semiconductor PC16550D serial port | 0x3f8, 8 ports |
+//! | [`Rtc`] | Motorola MC146818 real-time clock with 128 bytes of CMOS | 0x70, 2 ports |
+//! | [`I8042`] | PS/2 controller with a keyboard and an IntelliMouse | 0x60 and 0x64 |
+//! | [`Port92`] | system control port A: fast A20, fast reset | 0x92 |
+//! | [`AcpiPm`] | ACPI fixed hardware: PM1, PM timer, GPE0, SMI command | by the board |
+//! | [`ResetControl`] | reset control register | 0xcf9 |
+//! | [`DebugExit`] | exit port for test guests | 0x501, 4 ports |
+//! | [`DebugCon`] | debug console | 0x402 or 0xe9 |
+//! | [`PostCode`] | power-on self-test code latch | 0x80 |
+//!
+//! What a device cannot do by itself (switch the machine off, reset it, open the A20 gate) it tells a
+//! [`SystemEvents`] sink. What a device sends, it writes to a `Box<dyn Write + Send>`.
+//!
+//! Accesses wider than a byte to a device of byte-wide registers are split into byte accesses at
+//! consecutive offsets, as the ISA bus does. Offsets a device does not decode read all-ones.
+//!
+//! Left out: the 8237 DMA controller, the floppy controller, the parallel port and the HPET, all of
+//! which may read all-ones; interrupt controllers and the PIT are in `trapline-irqchip`. What each
+//! device leaves out is said in its own module.
+//!
+//! ```
+//! use std::sync::Arc;
+//! use trapline_chipset::Uart;
+//! use trapline_device::{AccessSize, IrqLine, PortIo, test::Recorder};
+//!
+//! const IER: u16 = 1; // interrupt enable register
+//! const MCR: u16 = 4; // modem control register
+//!
+//! let pic = Arc::new(Recorder::default());
+//! let mut uart = Uart::new("serial0", IrqLine::new(pic.clone(), 4), Box::new(std::io::sink()));
+//!
+//! // The guest enables the received-data interrupt, and OUT2, which gates the interrupt on a PC.
+//! uart.write(0, IER, AccessSize::Byte, 0x01);
+//! uart.write(0, MCR, AccessSize::Byte, 0x08);
+//!
+//! // Somebody types on the host.
+//! assert_eq!(uart.receive(b"a"), 1);
+//! assert!(pic.level(4));
+//! assert_eq!(uart.read(0, 0, AccessSize::Byte), u32::from(b'a'));
+//! assert!(!pic.level(4));
+//! ```
+#![forbid(unsafe_code)]
+
+mod bytewise;
+mod events;
+mod output;
+mod stopwatch;
+
+pub mod acpi_pm;
+pub mod debug_con;
+pub mod debug_exit;
+pub mod i8042;
+pub mod port92;
+pub mod post;
+pub mod reset_control;
+pub mod rtc;
+pub mod uart;
+
+pub use acpi_pm::{AcpiPm, AcpiPmConfig};
+pub use debug_con::DebugCon;
+pub use debug_exit::DebugExit;
+pub use events::{A20Gate, A20Source, SystemEvent, SystemEvents};
+pub use i8042::{I8042, Key, MouseButtons};
+pub use port92::Port92;
+pub use post::PostCode;
+pub use reset_control::ResetControl;
+pub use rtc::Rtc;
+pub use uart::{ModemInputs, Uart};
