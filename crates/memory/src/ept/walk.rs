@@ -18,18 +18,33 @@ pub fn walk<M: TableMemory>(
     gpa: u64,
     access: EptAccess,
 ) -> Result<EptLeaf, EptFault<M::Error>> {
+    match try_walk::<M, false>(mem, mode, gpa, access, false)? {
+        Some(leaf) => Ok(leaf),
+        None => walk_setting_flags(mem, mode, gpa, access),
+    }
+}
+
+/// The walk once more, now setting flags.
+#[cold]
+fn walk_setting_flags<M: TableMemory>(
+    mem: &M,
+    mode: &EptMode,
+    gpa: u64,
+    access: EptAccess,
+) -> Result<EptLeaf, EptFault<M::Error>> {
     let mut attempt = 0;
     loop {
-        if let Some(leaf) = try_walk(mem, mode, gpa, access, attempt == RETRIES)? {
+        if let Some(leaf) = try_walk::<M, true>(mem, mode, gpa, access, attempt == RETRIES)? {
             return Ok(leaf);
         }
         attempt += 1;
     }
 }
 
-/// One walk; `None` if an entry changed before its flags were set.
+/// One walk; `None` if there are flags to set and this walk is not to `SET` them, or if an entry changed
+/// before its flags were set.
 #[inline]
-fn try_walk<M: TableMemory>(
+fn try_walk<M: TableMemory, const SET: bool>(
     mem: &M,
     mode: &EptMode,
     gpa: u64,
@@ -41,7 +56,7 @@ fn try_walk<M: TableMemory>(
         return Err(violation(mode, gpa, access, 0));
     }
     let mut table = EptEntry::from_bits_retain(mode.eptp).address();
-    let mut perms = EptPerms::all().bits();
+    let mut all = !0;
     let mut used = [(0u64, 0u64); LEVELS];
     let mut level = LEVELS - 1;
     let leaf = loop {
@@ -55,28 +70,36 @@ fn try_walk<M: TableMemory>(
         if misconfigured(mode, entry, level, is_leaf) {
             return Err(EptFault::Misconfig { gpa, entry: bits, level: level as u8 + 1 });
         }
-        perms &= bits;
-        used[level] = (pa, bits);
+        all &= bits;
+        if SET {
+            used[level] = (pa, bits);
+        }
         if is_leaf {
             break entry;
         }
         table = entry.address();
         level -= 1;
     };
-    if !allowed(mode, perms, access) {
-        return Err(violation(mode, gpa, access, perms));
+    if !allowed(mode, all, access) {
+        return Err(violation(mode, gpa, access, all));
     }
 
     let mut dirty = true;
     if mode.accessed_dirty() {
         let write = access.contains(EptAccess::WRITE);
-        dirty = write || leaf.contains(EptEntry::DIRTY);
-        for (at, &(pa, seen)) in used.iter().enumerate().skip(level).rev() {
-            let leaf_bits = if at == level && write { EptEntry::DIRTY.bits() } else { 0 };
-            let bits = EptEntry::ACCESSED.bits() | leaf_bits;
-            if !set_bits(mem, pa, seen, bits, force).map_err(EptFault::Memory)? {
+        dirty = leaf.contains(EptEntry::DIRTY);
+        if all & EptEntry::ACCESSED.bits() == 0 || write && !dirty {
+            if !SET {
                 return Ok(None);
             }
+            for (at, &(pa, seen)) in used.iter().enumerate().skip(level).rev() {
+                let leaf_bits = if at == level && write { EptEntry::DIRTY.bits() } else { 0 };
+                let bits = EptEntry::ACCESSED.bits() | leaf_bits;
+                if !set_bits(mem, pa, seen, bits, force).map_err(EptFault::Memory)? {
+                    return Ok(None);
+                }
+            }
+            dirty |= write;
         }
     }
     let page_size = PageSize::at_level(level);
@@ -86,7 +109,7 @@ fn try_walk<M: TableMemory>(
     Ok(Some(EptLeaf {
         hpa: leaf.address() & !page_size.offset_mask() | gpa & page_size.offset_mask(),
         page_size,
-        perms: EptPerms::from_bits_truncate(perms),
+        perms: EptPerms::from_bits_truncate(all),
         memory_type,
         ignore_pat: leaf.contains(EptEntry::IGNORE_PAT),
         dirty,
