@@ -426,7 +426,7 @@ impl SaveRestore for AcpiPm {
         };
         refuse(state.elapsed <= LONGEST, "timer has run for centuries")?;
         let running = Stopwatch::showing(state.elapsed, self.clock.now());
-        let carries = (state.elapsed / SECOND + 1) * PM_TIMER_HZ >> self.high_bit();
+        let carries = ((state.elapsed / SECOND + 1) * PM_TIMER_HZ) >> self.high_bit();
         refuse(state.carries <= carries, "timer carries lie in the future")?;
 
         self.running = running;

@@ -304,9 +304,9 @@ impl Rtc {
     }
 
     fn encode_value(&self, field: Field, value: u8) -> u8 {
-        let digits = |v: u8| if self.b.contains(B::BINARY) { v } else { v / 10 << 4 | v % 10 };
+        let digits = |v: u8| if self.b.contains(B::BINARY) { v } else { ((v / 10) << 4) | (v % 10) };
         if field == Field::Hours && !self.b.contains(B::HOURS_24) {
-            let hour = if value % 12 == 0 { 12 } else { value % 12 };
+            let hour = (value + 11) % 12 + 1; // 12, 1, 2, … 11
             return digits(hour) | if value >= 12 { PM } else { 0 };
         }
         digits(value)

@@ -617,7 +617,7 @@ impl SaveRestore for Uart {
             format!("fifo holds {} bytes, at most {capacity}", state.rx.len())
         })?;
         // A break at the top is in the line status register already.
-        let possible = (1u32 << state.rx.len()) - 1 & !1;
+        let possible = ((1u32 << state.rx.len()) - 1) & !1;
         refuse(u32::from(state.breaks) & !possible == 0, "a break where there is no byte")?;
 
         self.divisor = state.divisor;

@@ -95,11 +95,11 @@ enum Source {
 /// A controller command that waits for its data byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Pending {
-    WriteRam(u8),
-    WriteOutputPort,
-    WriteKeyboardOutput,
-    WriteMouseOutput,
-    WriteMouse,
+    Ram(u8),
+    OutputPort,
+    KeyboardOutput,
+    MouseOutput,
+    Mouse,
 }
 
 /// A PS/2 controller with a keyboard and a mouse.
@@ -306,7 +306,7 @@ impl I8042 {
                 let byte = self.ram.get(usize::from(slot)).copied().unwrap_or(0);
                 self.reply(byte, Source::Keyboard);
             }
-            0x60..=0x7f => self.pending = Some(Pending::WriteRam(slot)),
+            0x60..=0x7f => self.pending = Some(Pending::Ram(slot)),
             0xa4 => self.reply(0xf1, Source::Keyboard), // no password
             0xa7 => self.change_mode(Mode::MOUSE_DISABLED, true),
             0xa8 => self.change_mode(Mode::MOUSE_DISABLED, false),
@@ -319,10 +319,10 @@ impl I8042 {
             0xae => self.change_mode(Mode::KEYBOARD_DISABLED, false),
             0xc0 => self.reply(0x80, Source::Keyboard), // input port: not locked
             0xd0 => self.reply(self.output_port(), Source::Keyboard),
-            0xd1 => self.pending = Some(Pending::WriteOutputPort),
-            0xd2 => self.pending = Some(Pending::WriteKeyboardOutput),
-            0xd3 => self.pending = Some(Pending::WriteMouseOutput),
-            0xd4 => self.pending = Some(Pending::WriteMouse),
+            0xd1 => self.pending = Some(Pending::OutputPort),
+            0xd2 => self.pending = Some(Pending::KeyboardOutput),
+            0xd3 => self.pending = Some(Pending::MouseOutput),
+            0xd4 => self.pending = Some(Pending::Mouse),
             0xdd => self.set_a20(false),
             0xdf => self.set_a20(true),
             0xe0 => self.reply(0x00, Source::Keyboard), // test inputs: both clocks low
@@ -340,21 +340,21 @@ impl I8042 {
                 self.change_mode(Mode::KEYBOARD_DISABLED, false);
                 self.keyboard.command(byte);
             }
-            Some(Pending::WriteRam(slot)) => {
+            Some(Pending::Ram(slot)) => {
                 if let Some(to) = self.ram.get_mut(usize::from(slot)) {
                     *to = byte;
                 }
             }
-            Some(Pending::WriteOutputPort) => {
+            Some(Pending::OutputPort) => {
                 let port = OutputPort::from_bits_truncate(byte);
                 self.set_a20(port.contains(OutputPort::A20));
                 if !port.contains(OutputPort::NOT_RESET) {
                     self.events.raise(SystemEvent::Reset);
                 }
             }
-            Some(Pending::WriteKeyboardOutput) => self.reply(byte, Source::Keyboard),
-            Some(Pending::WriteMouseOutput) => self.reply(byte, Source::Mouse),
-            Some(Pending::WriteMouse) => {
+            Some(Pending::KeyboardOutput) => self.reply(byte, Source::Keyboard),
+            Some(Pending::MouseOutput) => self.reply(byte, Source::Mouse),
+            Some(Pending::Mouse) => {
                 self.change_mode(Mode::MOUSE_DISABLED, false);
                 self.mouse.command(byte);
             }
@@ -458,7 +458,7 @@ impl SaveRestore for I8042 {
         check("i8042", state.replies.len() <= MAX_REPLIES, || {
             format!("{} answers wait, at most {MAX_REPLIES}", state.replies.len())
         })?;
-        if let Some(Pending::WriteRam(slot)) = state.pending {
+        if let Some(Pending::Ram(slot)) = state.pending {
             check("i8042", usize::from(slot) < RAM_SIZE, || format!("no memory byte {slot}"))?;
         }
         let keyboard = Keyboard::restored(state.keyboard)?;
