@@ -2,10 +2,15 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::kvm_regs;
+use trapline_memory::{GuestRam, RamConfig};
 
 use crate::kvm::KvmVm;
-use crate::{Engine, Error, Result, Vm, VmConfig};
+use crate::{Engine, Entry, Error, Exit, Result, Vm, VmConfig};
 
 /// What the user asked for: `--accel`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,15 +61,29 @@ pub struct Choice {
     pub why: String,
 }
 
-/// Picks the engine for `accel`.
+/// Picks the engine for `accel`. For [`Accel::Auto`] a short loop is timed: some `/dev/kvm` (of sandboxes
+/// and nested machines) answer like KVM, but execute guest code by emulation, slower than the soft engine.
 ///
 /// # Errors
-/// When the engine asked for cannot be used here.
+/// When [`Accel::Kvm`] was asked for and cannot be used here.
 pub fn choose(accel: Accel) -> Result<Choice> {
-    match accel {
-        Accel::Soft => Ok(Choice { engine: Engine::Soft, why: "soft: asked for".into() }),
-        Accel::Kvm | Accel::Auto => Ok(Choice { engine: Engine::Kvm, why: "kvm: asked for".into() }),
-    }
+    let (engine, why) = match accel {
+        Accel::Soft => (Engine::Soft, "asked for".into()),
+        Accel::Kvm => {
+            KvmVm::new(&VmConfig::default())?;
+            (Engine::Kvm, "asked for".into())
+        }
+        Accel::Auto => match probe() {
+            Ok(Speed { ns, native: true }) => {
+                (Engine::Kvm, format!("runs guest code natively ({ns:.1} ns an instruction)"))
+            }
+            Ok(Speed { ns, native: false }) => {
+                (Engine::Soft, format!("kvm only emulates guest code here ({ns:.0} ns an instruction)"))
+            }
+            Err(e) => (Engine::Soft, e.to_string()),
+        },
+    };
+    Ok(Choice { engine, why: format!("{engine}: {why}") })
 }
 
 /// Makes a virtual machine on `engine`.
@@ -75,5 +94,90 @@ pub fn create_vm(engine: Engine, config: &VmConfig) -> Result<Arc<dyn Vm>> {
     match engine {
         Engine::Kvm => Ok(Arc::new(KvmVm::new(config)?)),
         Engine::Soft => Err(Error::Unavailable { engine, why: "not part of this build yet".into() }),
+    }
+}
+
+/// What the probe found.
+struct Speed {
+    /// Nanoseconds for one instruction.
+    ns: f64,
+    native: bool,
+}
+
+/// Loop iterations of the probe, of two instructions each: well below a millisecond natively.
+const ITERATIONS: u64 = 100_000;
+/// An engine that has not finished by now is emulating.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Times a loop in 64-bit mode in a throw-away machine.
+fn probe() -> Result<Speed> {
+    const PML4: u64 = 0x1000;
+    const PDPT: u64 = 0x2000;
+    const PD: u64 = 0x3000;
+    const CODE: u64 = 0x4000;
+    // again: dec ecx; jnz again; hlt
+    const LOOP: [u8; 5] = [0xff, 0xc9, 0x75, 0xfc, 0xf4];
+
+    let unusable = |what: &str| Error::Unavailable { engine: Engine::Kvm, why: format!("probe: {what}") };
+    let vm = KvmVm::new(&VmConfig { local_apic: false, ..VmConfig::default() })?;
+    let ram = GuestRam::new(&RamConfig::new(2 << 20)).map_err(|e| unusable(&e.to_string()))?;
+    for (at, entry) in [(PML4, PDPT | 3), (PDPT, PD | 3), (PD, 0x83)] {
+        ram.arena().write_u64(at, entry).ok_or_else(|| unusable("memory"))?;
+    }
+    ram.arena().write_bytes(CODE, &LOOP).ok_or_else(|| unusable("memory"))?;
+    vm.set_memory(ram.arena(), ram.slots())?;
+    let mut vcpu = vm.create_vcpu(0)?;
+    vcpu.set_cpuid(&vm.supported_cpuid()?)?;
+    let mut sregs = vcpu.sregs()?;
+    (sregs.cr3, sregs.cr4, sregs.efer, sregs.cr0) = (PML4, 0x20, 0x500, 0x8000_0011);
+    (sregs.cs.type_, sregs.cs.l, sregs.cs.db, sregs.cs.base, sregs.cs.selector) = (11, 1, 0, 0, 8);
+    vcpu.set_sregs(&sregs)?;
+    vcpu.set_regs(&kvm_regs { rip: CODE, rcx: ITERATIONS, rflags: 2, ..Default::default() })?;
+
+    let (finished, timer) = mpsc::channel::<()>();
+    let kicker = vcpu.kicker();
+    let timer = thread::spawn(move || {
+        if timer.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            kicker.kick();
+        }
+    });
+    let start = Instant::now();
+    let exit = vcpu.run(Entry::default())?;
+    let elapsed = start.elapsed();
+    drop(finished);
+    if timer.join().is_err() {
+        return Err(unusable("timer"));
+    }
+    let done = ITERATIONS.saturating_sub(vcpu.regs()?.rcx).max(1) * 2;
+    let ns = elapsed.as_nanos() as f64 / done as f64;
+    match exit {
+        Exit::Halt => Ok(Speed { ns, native: elapsed < PATIENCE }),
+        Exit::Interrupted => Ok(Speed { ns, native: false }),
+        other => Err(unusable(&format!("{other:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for accel in [Accel::Auto, Accel::Kvm, Accel::Soft] {
+            assert_eq!(accel.to_string().parse::<Accel>().unwrap(), accel);
+        }
+        assert!("KVM".parse::<Accel>().is_err());
+    }
+
+    #[test]
+    fn a_choice_gives_its_reason() {
+        let auto = choose(Accel::Auto).unwrap();
+        eprintln!("{}", auto.why);
+        assert!(auto.why.starts_with(&format!("{}: ", auto.engine)));
+        assert_eq!(choose(Accel::Soft).unwrap().engine, Engine::Soft);
+        match choose(Accel::Kvm) {
+            Ok(choice) => assert_eq!(choice.engine, Engine::Kvm),
+            Err(e) => assert_eq!((auto.engine, auto.why), (Engine::Soft, format!("soft: {e}"))),
+        }
     }
 }

@@ -8,7 +8,9 @@ use iced_x86::code_asm::*;
 use iced_x86::{BlockEncoderOptions, IcedError};
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use trapline_memory::{GuestRam, RamConfig};
-use trapline_vcpu::{Answer, Engine, Entry, Error, Exit, Vcpu, Vm, VmConfig, cpuid, create_vm};
+use trapline_vcpu::{
+    Accel, Answer, Engine, Entry, Error, Exit, Vcpu, Vm, VmConfig, choose, cpuid, create_vm,
+};
 
 pub const GDT: u64 = 0x1000;
 pub const IDT: u64 = 0x2000;
@@ -30,15 +32,31 @@ pub const CODE64: u16 = 0x08;
 pub const DATA32: u16 = 0x10;
 pub const CODE32: u16 = 0x18;
 
+/// What the suite runs on.
+const ENGINES: &[Engine] = &[Engine::Kvm];
+
 /// Runs a test body on every engine that this machine has, and says which one it could not run on.
 pub fn on_every_engine(test: impl Fn(Engine)) {
-    for engine in [Engine::Kvm] {
+    for &engine in ENGINES {
         match create_vm(engine, &VmConfig::default()) {
             Ok(_) => test(engine),
             Err(Error::Unavailable { why, .. }) => eprintln!("skipped on {engine}: {why}"),
             Err(e) => panic!("{engine}: {e}"),
         }
     }
+}
+
+/// The same, for instructions that KVM's own emulator does not know: not on a KVM that runs all guest
+/// code in it.
+pub fn on_every_processor(test: impl Fn(Engine)) {
+    let auto = choose(Accel::Auto).unwrap();
+    on_every_engine(|engine| {
+        if engine == Engine::Kvm && auto.engine != Engine::Kvm {
+            eprintln!("skipped on {engine}: its emulator does not know all instructions ({})", auto.why);
+        } else {
+            test(engine);
+        }
+    });
 }
 
 /// The mode a guest starts in.
