@@ -8,16 +8,16 @@ use crate::fpu::{Arith, Constant, EnvForm, X87};
 /// What an instruction works on: FSAVE's image, a memory operand, ZF, PF and CF.
 #[derive(Clone, Copy, PartialEq)]
 #[repr(C, align(16))]
-pub struct Frame {
-    pub image: [u8; 108],
-    pub memory: [u8; 16],
-    pub flags: u64,
+struct Frame {
+    image: [u8; 108],
+    memory: [u8; 16],
+    flags: u64,
 }
 
-pub struct Case {
-    pub name: &'static str,
-    pub host: fn(&mut Frame),
-    pub soft: fn(&mut X87, &mut Frame),
+struct Case {
+    name: &'static str,
+    host: fn(&mut Frame),
+    soft: fn(&mut X87, &mut Frame),
 }
 
 const FLAGS: u64 = 0x45;
@@ -52,7 +52,6 @@ macro_rules! case {
         }
     };
 }
-pub(super) use case;
 
 fn u32_of(f: &Frame) -> u32 {
     u32::from_le_bytes(f.memory[..4].try_into().unwrap())
@@ -93,7 +92,7 @@ fn set_flags(f: &mut Frame, outcome: Option<crate::fpu::Compare>) {
 const FORM: EnvForm = EnvForm::Protected32;
 
 /// A state in which nothing is pending, so that FRSTOR may be followed by a waiting instruction.
-pub fn frame(r: &mut Random) -> Frame {
+fn frame(r: &mut Random) -> Frame {
     let masks = match r.below(3) {
         0 => r.below(64) as u16,
         _ => 0x3f,
@@ -141,7 +140,7 @@ fn essence(image: &[u8; 108]) -> [u8; 92] {
     out
 }
 
-pub fn describe(f: &Frame) -> String {
+fn describe(f: &Frame) -> String {
     let w = |at: usize| u16::from_le_bytes([f.image[at], f.image[at + 1]]);
     let mut x = X87::default();
     x.restore(&f.image, FORM);
