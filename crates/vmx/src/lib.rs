@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod caps;
+pub mod checks;
 pub mod controls;
 pub mod exit;
 pub mod field;
