@@ -635,6 +635,7 @@ impl SaveRestore for Uart {
             self.rx.push(byte, state.breaks >> i & 1 != 0);
         }
         self.update_irq();
+        self.offer_room();
         Ok(())
     }
 }

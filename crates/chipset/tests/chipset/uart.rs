@@ -400,6 +400,12 @@ fn the_host_hears_of_room_once_the_fifo_is_empty() {
     assert_eq!(b.uart.receive(b"x"), 0);
     b.out(MCR, 0);
     assert_eq!(calls.load(Ordering::SeqCst), 2);
+
+    // So does going back to a state that had room.
+    let empty = b.uart.save();
+    b.uart.receive(&[7; 20]);
+    b.uart.restore(empty).unwrap();
+    assert_eq!(calls.load(Ordering::SeqCst), 3);
 }
 
 /// What Linux's 8250 driver does to find out what it has (autoconfig, size_fifo, and the tests for
