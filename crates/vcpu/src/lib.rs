@@ -39,11 +39,13 @@ pub mod cpuid;
 mod error;
 mod exit;
 mod kvm;
+mod state;
 mod vcpu;
 mod vm;
 
 pub use accel::{Accel, Choice, UnknownAccel, choose, create_vm};
 pub use error::{Error, Result};
 pub use exit::{Answer, Entry, Exit, ExitKind, ExitStats};
+pub use state::VcpuState;
 pub use vcpu::{Kicker, Vcpu};
 pub use vm::{Engine, IOAPIC_PINS, IoEvent, IoEventAddress, IrqfdId, Vm, VmConfig};
