@@ -1,1 +1,19 @@
-//! An x86-64 processor with VT-x in software
+//! An x86-64 processor with VT-x, in software.
+
+pub mod code;
+pub mod cpu;
+pub mod cpuid;
+mod exc;
+mod exec;
+pub mod flags;
+pub mod fpu;
+pub mod int;
+mod lower;
+pub mod mmu;
+pub mod msr;
+pub mod op;
+mod ops;
+pub mod sse;
+pub mod vmx;
+
+pub use cpu::Cpu;

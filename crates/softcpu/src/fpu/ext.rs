@@ -162,12 +162,8 @@ fn add_special(a: F80, b: F80, subtract: bool, env: &mut Env) -> F80 {
         (Operand::Zero, Operand::Zero) if a.is_negative() == b.is_negative() => a,
         (Operand::Zero, Operand::Zero) => cancelled(env),
         (Operand::Finite(x), Operand::Zero) => finish(x.into(), env),
-        (Operand::Zero, Operand::Finite(y)) => {
-            finish(Num { sign: b.is_negative(), ..y }.into(), env)
-        }
-        (Operand::Finite(x), Operand::Finite(y)) => {
-            add_finite(x, Num { sign: b.is_negative(), ..y }, env)
-        }
+        (Operand::Zero, Operand::Finite(y)) => finish(Num { sign: b.is_negative(), ..y }.into(), env),
+        (Operand::Finite(x), Operand::Finite(y)) => add_finite(x, Num { sign: b.is_negative(), ..y }, env),
     }
 }
 

@@ -102,7 +102,11 @@ impl Wide {
     /// `self * (1 + part)`, `part` a fraction of `2^128`.
     pub fn grow(self, part: u128) -> Self {
         let (sum, carry) = self.sig.overflowing_add(mul_high(self.sig, part));
-        if carry { Self { exp: self.exp + 1, sig: sum >> 1 | TOP, ..self } } else { Self { sig: sum, ..self } }
+        if carry {
+            Self { exp: self.exp + 1, sig: sum >> 1 | TOP, ..self }
+        } else {
+            Self { sig: sum, ..self }
+        }
     }
 
     /// `self * (1 - part)`, `part` a fraction of `2^128`, and at least one unit less than `self`.

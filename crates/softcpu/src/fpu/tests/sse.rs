@@ -194,27 +194,15 @@ fn conversion() {
         case!("cvtss2si {r:e}, xmm0", single, |a, _, m| {
             single::to_int(a as u32, 32, false, m) as u32 as u64
         }),
-        case!("cvtss2si {r}, xmm0", single, |a, _, m| {
-            single::to_int(a as u32, 64, false, m) as u64
-        }),
-        case!("cvtsd2si {r:e}, xmm0", double, |a, _, m| {
-            double::to_int(a, 32, false, m) as u32 as u64
-        }),
-        case!("cvtsd2si {r}, xmm0", double, |a, _, m| {
-            double::to_int(a, 64, false, m) as u64
-        }),
+        case!("cvtss2si {r}, xmm0", single, |a, _, m| { single::to_int(a as u32, 64, false, m) as u64 }),
+        case!("cvtsd2si {r:e}, xmm0", double, |a, _, m| { double::to_int(a, 32, false, m) as u32 as u64 }),
+        case!("cvtsd2si {r}, xmm0", double, |a, _, m| { double::to_int(a, 64, false, m) as u64 }),
         case!("cvttss2si {r:e}, xmm0", single, |a, _, m| {
             single::to_int(a as u32, 32, true, m) as u32 as u64
         }),
-        case!("cvttss2si {r}, xmm0", single, |a, _, m| {
-            single::to_int(a as u32, 64, true, m) as u64
-        }),
-        case!("cvttsd2si {r:e}, xmm0", double, |a, _, m| {
-            double::to_int(a, 32, true, m) as u32 as u64
-        }),
-        case!("cvttsd2si {r}, xmm0", double, |a, _, m| {
-            double::to_int(a, 64, true, m) as u64
-        }),
+        case!("cvttss2si {r}, xmm0", single, |a, _, m| { single::to_int(a as u32, 64, true, m) as u64 }),
+        case!("cvttsd2si {r:e}, xmm0", double, |a, _, m| { double::to_int(a, 32, true, m) as u32 as u64 }),
+        case!("cvttsd2si {r}, xmm0", double, |a, _, m| { double::to_int(a, 64, true, m) as u64 }),
         case!("cvtsi2ss xmm0, {a:e}\nmovd {r:e}, xmm0", integer, |a, _, m| {
             single::from_int((a as i32).into(), m).into()
         }),
@@ -224,9 +212,7 @@ fn conversion() {
         case!("cvtsi2sd xmm0, {a:e}\nmovq {r}, xmm0", integer, |a, _, m| {
             double::from_int((a as i32).into(), m)
         }),
-        case!("cvtsi2sd xmm0, {a}\nmovq {r}, xmm0", integer, |a, _, m| {
-            double::from_int(a as i64, m)
-        }),
+        case!("cvtsi2sd xmm0, {a}\nmovq {r}, xmm0", integer, |a, _, m| { double::from_int(a as i64, m) }),
         case!("cvtss2sd xmm0, xmm0\nmovq {r}, xmm0", single, |a, _, m| sse::single_to_double(a as u32, m)),
         case!("cvtsd2ss xmm0, xmm0\nmovd {r:e}, xmm0", double, |a, _, m| sse::double_to_single(a, m).into()),
     ]);

@@ -8,19 +8,19 @@ use crate::fpu::{Arith, Constant, EnvForm, X87};
 /// What an instruction works on: FSAVE's image, a memory operand, ZF, PF and CF.
 #[derive(Clone, Copy, PartialEq)]
 #[repr(C, align(16))]
-struct Frame {
-    image: [u8; 108],
-    memory: [u8; 16],
-    flags: u64,
+pub(super) struct Frame {
+    pub(super) image: [u8; 108],
+    pub(super) memory: [u8; 16],
+    pub(super) flags: u64,
 }
 
-struct Case {
-    name: &'static str,
-    host: fn(&mut Frame),
-    soft: fn(&mut X87, &mut Frame),
+pub(super) struct Case {
+    pub(super) name: &'static str,
+    pub(super) host: fn(&mut Frame),
+    pub(super) soft: fn(&mut X87, &mut Frame),
 }
 
-const FLAGS: u64 = 0x45;
+pub(super) const FLAGS: u64 = 0x45;
 
 /// Runs `$asm` on the host with the x87 state of the frame; `{m}` is the memory operand.
 macro_rules! case {
@@ -52,6 +52,8 @@ macro_rules! case {
         }
     };
 }
+
+pub(super) use case;
 
 fn u32_of(f: &Frame) -> u32 {
     u32::from_le_bytes(f.memory[..4].try_into().unwrap())
@@ -89,10 +91,10 @@ fn set_flags(f: &mut Frame, outcome: Option<crate::fpu::Compare>) {
     }
 }
 
-const FORM: EnvForm = EnvForm::Protected32;
+pub(super) const FORM: EnvForm = EnvForm::Protected32;
 
 /// A state in which nothing is pending, so that FRSTOR may be followed by a waiting instruction.
-fn frame(r: &mut Random) -> Frame {
+pub(super) fn frame(r: &mut Random) -> Frame {
     let masks = match r.below(3) {
         0 => r.below(64) as u16,
         _ => 0x3f,
@@ -140,13 +142,21 @@ fn essence(image: &[u8; 108]) -> [u8; 92] {
     out
 }
 
-fn describe(f: &Frame) -> String {
+pub(super) fn describe(f: &Frame) -> String {
     let w = |at: usize| u16::from_le_bytes([f.image[at], f.image[at + 1]]);
     let mut x = X87::default();
     x.restore(&f.image, FORM);
     format!(
         "cw={:04x} sw={:04x} tw={:04x} st0={:?} st1={:?} st2={:?} st7={:?} mem={:02x?} fl={:x}",
-        w(0), w(4), w(8), x.st(0), x.st(1), x.st(2), x.st(7), f.memory, f.flags
+        w(0),
+        w(4),
+        w(8),
+        x.st(0),
+        x.st(1),
+        x.st(2),
+        x.st(7),
+        f.memory,
+        f.flags
     )
 }
 

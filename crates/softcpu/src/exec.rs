@@ -1,0 +1,213 @@
+//! The dispatcher: instruction boundaries, chains of blocks, and what stops them.
+
+use crate::code::key;
+use crate::cpu::{Activity, Cpu, ExitInfo, Pending, shadow, vector};
+use crate::flags::bits;
+use crate::op::{Flow, OpRef};
+
+/// Block transitions of one chain. It bounds the time to the next look at timers, and the stack where
+/// the compiler did not turn the last calls of handlers into jumps.
+const CHAIN: u32 = if cfg!(debug_assertions) { 16 } else { 500 };
+
+/// DR6 bits.
+mod dr6 {
+    pub const BS: u64 = 1 << 14;
+    /// Bits that read as one.
+    pub const FIXED: u64 = 0xffff_0ff0;
+}
+
+impl Cpu {
+    /// Executes instructions until a VM exit. The processor is in VMX non-root operation, or (in tests
+    /// and bare use) outside VMX, where only [`Cpu::run_for`]'s limit ends it.
+    pub(crate) fn run_guest(&mut self) -> ExitInfo {
+        loop {
+            if let Some(exit) = self.run_for(u64::MAX) {
+                return exit;
+            }
+        }
+    }
+
+    /// Executes at least one and about `instructions` instructions, or up to a VM exit.
+    pub fn run_for(&mut self, instructions: u64) -> Option<ExitInfo> {
+        let end = self.icount.saturating_add(instructions);
+        self.code.key = self.code_key();
+        loop {
+            if self.needs_boundary()
+                && let Some(exit) = self.boundary()
+            {
+                return Some(exit);
+            }
+            let flow = self.dispatch();
+            let stopped = match flow {
+                Flow::Stop => self.take_pending(),
+                Flow::Sync => {
+                    self.code.key = self.code_key();
+                    None
+                }
+                Flow::Lookup | Flow::Link => None,
+            };
+            if stopped.is_some() {
+                return stopped;
+            }
+            if self.icount >= end {
+                return None;
+            }
+        }
+    }
+
+    /// Runs one chain; a link is made where the last one wanted it.
+    #[inline]
+    fn dispatch(&mut self) -> Flow {
+        let single = self.single();
+        let mut block_key = self.code.key;
+        self.budget = CHAIN;
+        if single {
+            block_key |= key::SINGLE;
+            self.budget = 1;
+        }
+        self.code.stats.dispatches += 1;
+        let patch = self.code.patch.take();
+        let first = match self.block_at(self.rip, block_key) {
+            Ok(first) => first,
+            Err(_) => return Flow::Stop,
+        };
+        if let Some(exit) = patch
+            && !single
+        {
+            self.link_if_same_page(exit, first);
+        }
+        let flow = (first.run)(self, first);
+        if single {
+            self.after_single(flow);
+        }
+        flow
+    }
+
+    /// Links, unless the target is a block that must be looked up (one that runs into another page).
+    fn link_if_same_page(&mut self, exit: OpRef, first: OpRef) {
+        if self.code.linkable(first) && self.code.alive(exit) {
+            self.code.link(exit, first);
+        }
+    }
+
+    /// Whether only one instruction may run before the next boundary is looked at.
+    #[inline(always)]
+    fn single(&self) -> bool {
+        self.shadow & (shadow::STI | shadow::MOV_SS) != 0
+            || self.rflags & bits::TF != 0
+            || self.dr[7] & 0xff != 0
+            || self.mmu.replay.pending()
+    }
+
+    /// The bookkeeping after a lone instruction: shadows end, traps become pending.
+    fn after_single(&mut self, flow: Flow) {
+        let completed = flow != Flow::Stop;
+        if completed {
+            self.mmu.replay.clear();
+            if !self.shadow_is_new {
+                self.shadow &= !(shadow::STI | shadow::MOV_SS);
+            }
+            self.shadow_is_new = false;
+            if self.step_pending {
+                self.pending_debug |= dr6::BS;
+            }
+        }
+        self.step_pending = false;
+    }
+
+    /// Whether anything at all must be looked at before the next instruction.
+    #[inline(always)]
+    fn needs_boundary(&self) -> bool {
+        self.signals.get() != 0
+            || self.single()
+            || self.pending_debug != 0
+            || self.activity != Activity::Active
+            || self.vmx.watches()
+    }
+
+    /// Everything that can happen between two instructions, in the order of the SDM (vol. 3 §6.9, §26.2).
+    #[cold]
+    fn boundary(&mut self) -> Option<ExitInfo> {
+        self.mmu.replay.rewind();
+        if self.pending_debug & 0xf00f | self.pending_debug & dr6::BS != 0
+            && self.shadow & shadow::MOV_SS == 0
+            && self.activity != Activity::WaitForSipi
+        {
+            let hit = std::mem::take(&mut self.pending_debug) & (0xf | dr6::BS);
+            if hit != 0 {
+                self.activity = Activity::Active;
+                let exit = self.debug_trap(hit);
+                if exit.is_some() {
+                    return exit;
+                }
+            }
+        }
+        if let Some(exit) = self.asynchronous() {
+            return Some(exit);
+        }
+        while self.activity != Activity::Active {
+            // Nothing to do until a signal; the time-out serves the timers.
+            std::thread::park_timeout(std::time::Duration::from_micros(200));
+            if let Some(exit) = self.asynchronous() {
+                return Some(exit);
+            }
+        }
+        if self.dr[7] & 0xff != 0 && self.rflags & bits::RF == 0 {
+            let hit = self.code_breakpoint();
+            if hit != 0 {
+                return self.debug_trap(hit);
+            }
+        }
+        self.step_pending = self.rflags & bits::TF != 0;
+        if self.rflags & bits::RF != 0 {
+            self.rflags &= !bits::RF;
+        }
+        None
+    }
+
+    /// Which instruction breakpoints match the next instruction.
+    fn code_breakpoint(&self) -> u64 {
+        let lin = self.ea_base[crate::cpu::seg::CS].wrapping_add(self.rip);
+        (0..4)
+            .filter(|i| {
+                let enabled = self.dr[7] >> (2 * i) & 3 != 0;
+                enabled && self.dr[7] >> (16 + 4 * i) & 3 == 0 && self.dr[*i as usize] == lin
+            })
+            .fold(0, |hit, i| hit | 1 << i)
+    }
+
+    /// Delivers #DB for the DR6 conditions `hit`.
+    fn debug_trap(&mut self, hit: u64) -> Option<ExitInfo> {
+        self.raise_debug(hit);
+        self.take_pending()
+    }
+
+    /// Makes #DB pending; DR6 is written when it is delivered.
+    pub(crate) fn raise_debug(&mut self, hit: u64) -> crate::cpu::Stop {
+        let s = self.raise(vector::DB, None);
+        if let Pending::Event(e) = &mut self.pending {
+            e.payload = hit;
+        }
+        s
+    }
+
+    /// Handles what stopped an instruction: delivers an event, or returns the VM exit.
+    #[inline(never)]
+    pub(crate) fn take_pending(&mut self) -> Option<ExitInfo> {
+        let exit = match std::mem::replace(&mut self.pending, Pending::None) {
+            Pending::None => None,
+            Pending::Exit(exit) => Some(exit),
+            Pending::Event(event) => {
+                self.mmu.replay.clear();
+                self.deliver(event)
+            }
+        };
+        self.code.key = self.code_key();
+        exit
+    }
+
+    /// DR6 after a debug exception with conditions `hit`.
+    pub(crate) fn record_debug(&mut self, hit: u64) {
+        self.dr[6] = self.dr[6] & !0xf | hit & (0xf | 1 << 13 | dr6::BS) | dr6::FIXED;
+    }
+}

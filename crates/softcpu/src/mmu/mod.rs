@@ -1,0 +1,427 @@
+//! Linear-address translation and memory access.
+//!
+//! The fast path is one TLB look-up and one host access, inlined into the handlers. Everything else (a
+//! miss, an access across pages, a page that holds decoded code, a device) is the slow path here, which
+//! walks the guest's tables through EPT ([`walk`]) and fills the TLB.
+
+mod host;
+mod tlb;
+mod walk;
+
+pub use host::{HostPtr, Plain};
+pub use tlb::View;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use trapline_memory::arena::Arena;
+use trapline_memory::paging::PagingMode;
+
+use crate::cpu::{Cpu, Stop, cr0, cr4};
+use crate::flags::bits;
+use crate::int::Int;
+use tlb::{Asids, SETS, Tlb};
+
+pub(crate) const PAGE: u64 = 4096;
+
+/// What an access does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Data read.
+    Read,
+    /// Data write.
+    Write,
+    /// Instruction fetch.
+    Fetch,
+}
+
+/// What every processor of a machine knows of a host-physical page.
+#[derive(Debug)]
+pub struct PageFlags(Box<[AtomicU8]>);
+
+impl PageFlags {
+    /// Somebody has decoded code from this page: writes must be seen.
+    pub const CODE: u8 = 1;
+
+    /// Flags for `bytes` of memory, all clear.
+    pub fn new(bytes: u64) -> Self {
+        Self((0..bytes.div_ceil(PAGE)).map(|_| AtomicU8::new(0)).collect())
+    }
+
+    /// The flags of the page of `hpa`.
+    #[inline]
+    pub fn get(&self, hpa: u64) -> u8 {
+        self.0.get((hpa / PAGE) as usize).map_or(0, |f| f.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set(&self, hpa: u64, flags: u8) {
+        if let Some(f) = self.0.get((hpa / PAGE) as usize) {
+            f.fetch_or(flags, Ordering::SeqCst);
+        }
+    }
+
+    pub(crate) fn clear(&self, hpa: u64, flags: u8) {
+        if let Some(f) = self.0.get((hpa / PAGE) as usize) {
+            f.fetch_and(!flags, Ordering::SeqCst);
+        }
+    }
+}
+
+/// An access to a guest-physical address without memory, for whoever emulates the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceAccess {
+    /// Guest-physical address.
+    pub gpa: u64,
+    /// Bytes: 1, 2, 4 or 8.
+    pub size: u8,
+    /// The value written, or `None` for a read.
+    pub write: Option<u64>,
+}
+
+/// Device accesses of the instruction that is under way. An instruction exits at each, and starts over
+/// when it is resumed; accesses that were answered are then taken from here.
+#[derive(Debug, Default)]
+pub(crate) struct Replay {
+    done: Vec<(DeviceAccess, u64)>,
+    next: usize,
+    /// The access of the last exit, until it is answered.
+    asked: Option<DeviceAccess>,
+}
+
+impl Replay {
+    /// No instruction makes more device accesses than this (FXSAVE: 64 of 8 bytes).
+    const LIMIT: usize = 600;
+
+    pub fn pending(&self) -> bool {
+        !self.done.is_empty()
+    }
+
+    /// The instruction starts over.
+    pub fn rewind(&mut self) {
+        self.next = 0;
+    }
+
+    /// The instruction (or one step of a repeated one) is complete.
+    pub fn clear(&mut self) {
+        self.done.clear();
+        self.next = 0;
+        self.asked = None;
+    }
+}
+
+/// Translation state.
+pub struct Mmu {
+    tlb: Tlb,
+    /// Which part of the TLB accesses of the running code use: a [`View`] times [`SETS`].
+    sel: usize,
+    /// The current address space's number.
+    asid: u64,
+    asids: Asids,
+    /// The number is only good with what it was given for.
+    key: u32,
+    mode: PagingMode,
+    /// Host address of host-physical address 0, and the length of that memory.
+    base: u64,
+    len: u64,
+    /// Where slow-path reads leave their bytes.
+    bounce: Box<[u64; 8]>,
+    /// Guest-physical pages whose host-physical place is known, for table walks.
+    frames: Box<walk::Frames>,
+    pub(crate) replay: Replay,
+    /// The PDPTE registers of PAE paging.
+    pub(crate) pdptes: [u64; 4],
+    /// Flags of host-physical pages, shared by the processors of a machine.
+    pub flags: Arc<PageFlags>,
+}
+
+/// Where a translated access goes.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Ram { ptr: HostPtr, hpa: u64 },
+    Device { gpa: u64 },
+}
+
+impl Mmu {
+    pub(crate) fn new(arena: &Arena) -> Self {
+        Self {
+            tlb: Tlb::new(),
+            sel: View::Supervisor as usize * SETS,
+            asid: 0,
+            asids: Asids::new(),
+            key: 0,
+            mode: PagingMode::OFF,
+            base: arena.base() as u64,
+            len: arena.len() as u64,
+            bounce: Box::new([0; 8]),
+            frames: Box::default(),
+            replay: Replay::default(),
+            pdptes: [0; 4],
+            flags: Arc::new(PageFlags::new(arena.len())),
+        }
+    }
+
+    /// Forgets every translation.
+    pub fn flush_all(&mut self) {
+        self.tlb.clear();
+        self.asids = Asids::new();
+        self.frames.clear();
+        self.select(self.key, true);
+    }
+
+    /// Forgets the translations of guest-physical addresses and what was derived from them.
+    pub fn flush_physical(&mut self) {
+        self.flush_all();
+    }
+
+    /// Makes `key` (VPID and PCID) the current address space; `fresh` forgets what was known of it.
+    pub(crate) fn select(&mut self, key: u32, fresh: bool) {
+        self.key = key;
+        self.asid = match self.asids.get(key, fresh) {
+            Some(n) => n,
+            None => {
+                self.tlb.clear();
+                self.asids.get(key, true).unwrap_or(0)
+            }
+        };
+    }
+
+    /// INVLPG.
+    pub fn forget_page(&mut self, lin: u64) {
+        if self.tlb.forget(lin) {
+            self.tlb.clear();
+        }
+    }
+
+    /// Forgets the address spaces whose keys `which` selects.
+    pub(crate) fn forget_spaces(&mut self, which: impl Fn(u32) -> bool) {
+        self.asids.forget(which);
+        self.select(self.key, false);
+    }
+
+    /// The page of `hpa` holds code now: writes to it must be seen.
+    pub(crate) fn protect(&mut self, hpa: u64) {
+        if self.flags.get(hpa) & PageFlags::CODE != 0 {
+            // No write tag was given out since the flag was set.
+            return;
+        }
+        self.flags.set(hpa, PageFlags::CODE);
+        self.tlb.protect(self.base.wrapping_add(hpa & !(PAGE - 1)));
+    }
+
+    /// The host-physical address of code at `lin`, if the TLB knows it.
+    #[inline(always)]
+    pub(crate) fn cached_fetch(&self, lin: u64) -> Option<u64> {
+        let e = self.tlb.entry(lin, self.sel);
+        ((lin & !(PAGE - 1)) ^ e.x == self.asid).then(|| lin.wrapping_add(e.addend).wrapping_sub(self.base))
+    }
+
+    #[inline(always)]
+    fn bounce_ptr(&mut self) -> HostPtr {
+        HostPtr::bounce(&mut self.bounce)
+    }
+
+    /// Where host-physical memory at `hpa` is, if all `size` bytes exist.
+    fn host(&self, hpa: u64, size: u64) -> Option<HostPtr> {
+        (hpa.checked_add(size)? <= self.len).then(|| HostPtr::in_arena(self.base, hpa))
+    }
+}
+
+impl Cpu {
+    /// The view that explicit accesses have now.
+    fn view(&self) -> View {
+        let ac = self.rflags & bits::AC != 0;
+        if self.cpl < 3 {
+            if ac && self.cr4 & cr4::SMAP != 0 { View::SupervisorAc } else { View::Supervisor }
+        } else if ac && self.cr0 & cr0::AM != 0 {
+            View::Checked
+        } else {
+            View::User
+        }
+    }
+
+    /// To be called when CPL or RFLAGS.AC changed.
+    pub(crate) fn mmu_context_changed(&mut self) {
+        self.mmu.sel = self.view() as usize * SETS;
+    }
+
+    /// To be called when CR0, CR3, CR4, EFER or PKRU changed; flushing is the caller's decision.
+    pub(crate) fn paging_changed(&mut self) {
+        self.mmu.mode = self.paging_mode();
+        self.mmu_context_changed();
+    }
+
+    /// Host address for reading `T` at `lin`, or the bounce buffer with a copy of it.
+    #[inline(always)]
+    pub(crate) fn read_ptr(&mut self, lin: u64, size: u64) -> Result<HostPtr, Stop> {
+        let e = self.mmu.tlb.entry(lin, self.mmu.sel);
+        if (lin.wrapping_add(size - 1) & !(PAGE - 1)) ^ e.r == self.mmu.asid {
+            return Ok(HostPtr::mapped(lin, e.addend));
+        }
+        self.read_slow(lin, size)
+    }
+
+    /// Loads a `T` from linear address `lin`.
+    ///
+    /// # Errors
+    /// A page fault, general protection, or VM exit is pending.
+    #[inline(always)]
+    pub fn load<T: Plain>(&mut self, lin: u64) -> Result<T, Stop> {
+        Ok(self.read_ptr(lin, size_of::<T>() as u64)?.read())
+    }
+
+    /// Stores a `T` at linear address `lin`.
+    ///
+    /// # Errors
+    /// See [`Cpu::load`]; nothing was stored then.
+    #[inline(always)]
+    pub fn store<T: Plain>(&mut self, lin: u64, v: T) -> Result<(), Stop> {
+        let size = size_of::<T>() as u64;
+        let e = self.mmu.tlb.entry(lin, self.mmu.sel);
+        if (lin.wrapping_add(size - 1) & !(PAGE - 1)) ^ e.w == self.mmu.asid {
+            HostPtr::mapped(lin, e.addend).write(v);
+            return Ok(());
+        }
+        self.mmu.bounce_ptr().write(v);
+        self.store_bounced(lin, size)
+    }
+
+    /// Reads a `T`, and writes what `f` makes of it. Nothing happens unless both are allowed.
+    ///
+    /// # Errors
+    /// See [`Cpu::load`].
+    #[inline(always)]
+    pub fn modify<T: Plain + Int>(&mut self, lin: u64, f: impl FnOnce(&mut Cpu, T) -> T) -> Result<(), Stop> {
+        let size = size_of::<T>() as u64;
+        let e = self.mmu.tlb.entry(lin, self.mmu.sel);
+        if (lin.wrapping_add(size - 1) & !(PAGE - 1)) ^ e.w == self.mmu.asid {
+            let p = HostPtr::mapped(lin, e.addend);
+            let v = f(self, p.read());
+            p.write(v);
+            return Ok(());
+        }
+        let old = self.load_for_write(lin, size)?;
+        let v = f(self, T::of(old));
+        // Cannot fail: `load_for_write` has checked, and nothing came in between.
+        self.store(lin, v)
+    }
+
+    /// As [`Cpu::modify`], atomically with respect to other processors and devices (LOCK prefix). `f`
+    /// may be called several times.
+    ///
+    /// # Errors
+    /// See [`Cpu::load`].
+    pub fn modify_atomic<T: Plain + Int>(
+        &mut self,
+        lin: u64,
+        mut f: impl FnMut(&mut Cpu, T) -> T,
+    ) -> Result<(), Stop> {
+        let size = size_of::<T>() as u64;
+        let e = self.mmu.tlb.entry(lin, self.mmu.sel);
+        let mut ptr = HostPtr::mapped(lin, e.addend);
+        if (lin.wrapping_add(size - 1) & !(PAGE - 1)) ^ e.w != self.mmu.asid {
+            match self.writable_ram(lin, size)? {
+                Some(p) => ptr = p,
+                // Across pages, or a device: not atomic, as on a bus without lock support.
+                None => return self.modify(lin, f),
+            }
+        }
+        if !ptr.aligned::<T>() {
+            let v = f(self, ptr.read());
+            ptr.write(v);
+            return Ok(());
+        }
+        let mut old: T = ptr.read();
+        loop {
+            let new = f(self, old);
+            match ptr.compare_exchange(old, new) {
+                Ok(_) => return Ok(()),
+                Err(now) => old = now,
+            }
+        }
+    }
+
+    /// Atomically replaces 16 bytes at `lin` (aligned) by `new` if they are `expected`; says what was
+    /// there. They are written either way.
+    ///
+    /// # Errors
+    /// See [`Cpu::load`].
+    pub(crate) fn compare_exchange_128(&mut self, lin: u64, expected: u128, new: u128) -> Result<u128, Stop> {
+        match self.writable_ram(lin, 16)? {
+            Some(ptr) => Ok(ptr.compare_exchange(expected, new).unwrap_or_else(|old| old)),
+            None => {
+                self.probe_write(lin, 16)?;
+                let old: u128 = self.load(lin)?;
+                self.store(lin, if old == expected { new } else { old })?;
+                Ok(old)
+            }
+        }
+    }
+
+    /// 16 bytes.
+    ///
+    /// # Errors
+    /// See [`Cpu::load`].
+    #[inline(always)]
+    pub fn load128(&mut self, lin: u64) -> Result<u128, Stop> {
+        self.load(lin)
+    }
+
+    /// Loads with supervisor rights whatever the CPL: descriptor tables, the TSS.
+    ///
+    /// # Errors
+    /// See [`Cpu::load`].
+    pub fn load_system<T: Plain>(&mut self, lin: u64) -> Result<T, Stop> {
+        self.as_supervisor(|cpu| cpu.load(lin))
+    }
+
+    /// Stores with supervisor rights whatever the CPL.
+    ///
+    /// # Errors
+    /// See [`Cpu::load`].
+    pub fn store_system<T: Plain>(&mut self, lin: u64, v: T) -> Result<(), Stop> {
+        self.as_supervisor(|cpu| cpu.store(lin, v))
+    }
+
+    fn as_supervisor<R>(&mut self, f: impl FnOnce(&mut Cpu) -> R) -> R {
+        let sel = std::mem::replace(&mut self.mmu.sel, View::Supervisor as usize * SETS);
+        let r = f(self);
+        self.mmu.sel = sel;
+        r
+    }
+
+    /// Host pointer for instruction bytes at `lin` and the host-physical address.
+    #[inline(always)]
+    pub(crate) fn fetch_hpa(&mut self, lin: u64) -> Result<u64, Stop> {
+        let e = self.mmu.tlb.entry(lin, self.mmu.sel);
+        if (lin & !(PAGE - 1)) ^ e.x == self.mmu.asid {
+            return Ok(lin.wrapping_add(e.addend).wrapping_sub(self.mmu.base));
+        }
+        self.fetch_slow(lin)
+    }
+
+    /// Copies instruction bytes of one page at host-physical `hpa`.
+    pub(crate) fn code_bytes(&self, hpa: u64, to: &mut [u8]) {
+        let n = to.len().min((PAGE - hpa % PAGE) as usize);
+        if let Some(p) = self.mmu.host(hpa, n as u64) {
+            p.read_bytes(&mut to[..n]);
+        }
+    }
+
+    /// For string instructions: the host pointer at `lin` for `kind`, if it is plain memory that the TLB
+    /// knows (after trying once to make it so), valid up to the page's end.
+    pub(crate) fn span(&mut self, lin: u64, kind: Kind) -> Option<HostPtr> {
+        let e = self.mmu.tlb.entry(lin, self.mmu.sel);
+        let tag = if kind == Kind::Write { e.w } else { e.r };
+        ((lin & !(PAGE - 1)) ^ tag == self.mmu.asid).then(|| HostPtr::mapped(lin, e.addend))
+    }
+}
+
+/// Block operations on spans, for string instructions. The caller has kept both inside their pages.
+pub(crate) fn copy_span(from: HostPtr, to: HostPtr, n: usize, unit: usize) {
+    from.copy_to(to, n, unit);
+}
+
+/// See [`copy_span`].
+pub(crate) fn fill_span(to: HostPtr, n: usize, pattern: u64, unit: usize) {
+    to.fill(n, pattern, unit);
+}

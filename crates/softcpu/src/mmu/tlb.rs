@@ -1,0 +1,171 @@
+//! The software TLB: direct-mapped, with separate read, write and execute tags, each tagged with an
+//! address-space number, so that a change of address space is a change of one number.
+
+use super::PAGE;
+
+/// Entries of one set; there is one set for each way that privilege changes what is accessible.
+pub(super) const SETS: usize = 2048;
+
+/// Which rights an access is made with; each has its own part of the TLB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum View {
+    /// Privilege level 3.
+    User = 0,
+    /// Privilege levels 0–2, and implicit supervisor accesses.
+    Supervisor = 1,
+    /// Supervisor with RFLAGS.AC set while CR4.SMAP is on.
+    SupervisorAc = 2,
+    /// Privilege level 3 with alignment checks, and whatever else must see every access: never filled.
+    Checked = 3,
+}
+
+/// One entry. A tag is the linear page number's address with the address-space number in its low 12
+/// bits; [`TlbEntry::NONE`] matches nothing.
+#[derive(Clone, Copy)]
+#[repr(C, align(32))]
+pub(super) struct TlbEntry {
+    pub r: u64,
+    pub w: u64,
+    pub x: u64,
+    /// Host address minus linear address.
+    pub addend: u64,
+}
+
+impl TlbEntry {
+    /// No tag has this value: address-space number 0xfff is never given out.
+    pub const NONE: u64 = u64::MAX;
+    const EMPTY: Self = Self { r: Self::NONE, w: Self::NONE, x: Self::NONE, addend: 0 };
+}
+
+/// The rights of a translation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rights {
+    pub read: bool,
+    pub write: bool,
+    pub execute: bool,
+}
+
+/// The table.
+pub(super) struct Tlb {
+    entries: Box<[TlbEntry; 4 * SETS]>,
+    /// Regions of 2 MiB (by hash) from which a part of a large page was cached: an INVLPG there flushes
+    /// everything, since the other parts cannot be found.
+    large: Box<[u64; 64]>,
+}
+
+impl Tlb {
+    pub fn new() -> Self {
+        let entries = vec![TlbEntry::EMPTY; 4 * SETS].into_boxed_slice();
+        let Ok(entries) = entries.try_into() else { unreachable!("the length is the array's") };
+        Self { entries, large: Box::new([0; 64]) }
+    }
+
+    #[inline(always)]
+    pub fn entry(&self, lin: u64, sel: usize) -> &TlbEntry {
+        &self.entries[((lin >> 12) as usize & (SETS - 1) | sel) & (4 * SETS - 1)]
+    }
+
+    pub fn fill(&mut self, lin: u64, view: View, asid: u64, addend: u64, rights: Rights, large: Option<u32>) {
+        if let Some(shift) = large {
+            let bit = large_bit(lin, shift);
+            self.large[bit >> 6] |= 1 << (bit & 63);
+        }
+        let tag = lin & !(PAGE - 1) | asid;
+        let e = &mut self.entries[(lin >> 12) as usize & (SETS - 1) | (view as usize * SETS)];
+        let tag_if = |on: bool| if on { tag } else { TlbEntry::NONE };
+        let (r, w, x) = (tag_if(rights.read), tag_if(rights.write), tag_if(rights.execute));
+        if e.addend == addend && (e.r == tag || e.w == tag || e.x == tag) {
+            // The same page for another kind of access: keep what is known.
+            if rights.read {
+                e.r = r;
+            }
+            if rights.write {
+                e.w = w;
+            }
+            if rights.execute {
+                e.x = x;
+            }
+        } else {
+            *e = TlbEntry { r, w, x, addend };
+        }
+    }
+
+    /// Forgets one page in all views. Says whether it may have been part of a large page, so that
+    /// everything must go.
+    pub fn forget(&mut self, lin: u64) -> bool {
+        for view in 0..4 {
+            self.entries[(lin >> 12) as usize & (SETS - 1) | view * SETS] = TlbEntry::EMPTY;
+        }
+        let hit = |bit: usize| self.large[bit >> 6] >> (bit & 63) & 1 != 0;
+        hit(large_bit(lin, 21)) || hit(large_bit(lin, 30))
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.entries.fill(TlbEntry::EMPTY);
+        self.forget_large();
+    }
+
+    /// All cached parts of large pages have become unreachable.
+    pub fn forget_large(&mut self) {
+        self.large.fill(0);
+    }
+
+    /// Takes the write tags of every entry whose host page is `host`.
+    pub fn protect(&mut self, host: u64) {
+        for e in self.entries.iter_mut().filter(|e| e.w != TlbEntry::NONE) {
+            if (e.w & !(PAGE - 1)).wrapping_add(e.addend) == host {
+                e.w = TlbEntry::NONE;
+            }
+        }
+    }
+}
+
+fn large_bit(lin: u64, shift: u32) -> usize {
+    // Two halves of the filter, so that a 1 GiB page does not look like its first 2 MiB.
+    if shift >= 30 { 2048 | (lin >> 30) as usize & 2047 } else { (lin >> 21) as usize & 2047 }
+}
+
+/// Address-space numbers for the pairs of VPID and PCID that were used lately.
+pub(super) struct Asids {
+    known: [(u32, u16); 16],
+    turn: usize,
+    next: u16,
+}
+
+impl Asids {
+    /// The number reserved for [`TlbEntry::NONE`].
+    const LIMIT: u16 = 0xfff;
+
+    pub fn new() -> Self {
+        Self { known: [(u32::MAX, 0); 16], turn: 0, next: 0 }
+    }
+
+    /// The number of `key` (VPID and PCID); `fresh` gives it a new one, which is how an address space is
+    /// flushed. `None` when numbers have run out: clear the TLB and ask again.
+    pub fn get(&mut self, key: u32, fresh: bool) -> Option<u64> {
+        let at = self.known.iter().position(|k| k.0 == key);
+        if let (Some(at), false) = (at, fresh) {
+            return Some(u64::from(self.known[at].1));
+        }
+        if self.next == Self::LIMIT {
+            *self = Self::new();
+            return None;
+        }
+        let at = at.unwrap_or_else(|| {
+            self.turn = (self.turn + 1) % self.known.len();
+            self.turn
+        });
+        self.known[at] = (key, self.next);
+        self.next += 1;
+        Some(u64::from(self.known[at].1))
+    }
+
+    /// Forgets the numbers of all keys that `which` selects.
+    pub fn forget(&mut self, which: impl Fn(u32) -> bool) {
+        for k in self.known.iter_mut().filter(|k| which(k.0)) {
+            k.0 = u32::MAX;
+        }
+    }
+}

@@ -1,0 +1,516 @@
+//! The slow path: page walks, faults, device accesses, writes to pages that hold code.
+
+use trapline_memory::arena::Arena;
+use trapline_memory::ept::{self, EptAccess, EptFault, EptMode, EptPerms, EptQualification};
+use trapline_memory::paging::{self, Access, PagingFlags, PagingKind, PagingMode, WalkError};
+use trapline_memory::table::{PageSize, TableMemory};
+
+use super::host::HostPtr;
+use super::tlb::{Rights, SETS, View};
+use super::{DeviceAccess, Kind, PAGE, PageFlags, Replay, Target};
+use crate::cpu::{Cpu, Event, EventKind, ExitInfo, Pending, Stop, cr0, cr4, efer, vector};
+use crate::flags::bits;
+use crate::vmx::reason;
+
+/// A table access outside memory.
+#[derive(Clone, Copy, Debug)]
+struct NoMemory;
+
+/// Host-physical tables.
+struct Host<'a>(&'a Arena);
+
+impl TableMemory for Host<'_> {
+    type Error = NoMemory;
+    #[inline]
+    fn read(&self, pa: u64) -> Result<u64, NoMemory> {
+        self.0.read_u64(pa).ok_or(NoMemory)
+    }
+    fn write(&self, pa: u64, value: u64) -> Result<(), NoMemory> {
+        self.0.write_u64(pa, value).ok_or(NoMemory)
+    }
+    fn compare_exchange(&self, pa: u64, current: u64, new: u64) -> Result<Result<u64, u64>, NoMemory> {
+        self.0.compare_exchange_u64(pa, current, new).ok_or(NoMemory)
+    }
+    fn fetch_or(&self, pa: u64, bits: u64) -> Result<u64, NoMemory> {
+        self.0.fetch_or_u64(pa, bits).ok_or(NoMemory)
+    }
+}
+
+/// Where guest-physical pages that hold tables are, so that a walk does not translate them anew.
+pub(super) struct Frames([(u64, u64); 512]);
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self([(u64::MAX, 0); 512])
+    }
+}
+
+impl Frames {
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// The guest's tables: at guest-physical addresses, behind EPT if it is on.
+struct Guest<'a> {
+    host: Host<'a>,
+    ept: Option<EptMode>,
+    frames: &'a std::cell::RefCell<&'a mut Frames>,
+}
+
+impl Guest<'_> {
+    #[inline]
+    fn hpa(&self, gpa: u64) -> Result<u64, EptFault<NoMemory>> {
+        let Some(mode) = &self.ept else { return Ok(gpa) };
+        let page = gpa & !(PAGE - 1);
+        let mut frames = self.frames.borrow_mut();
+        let slot = &mut frames.0[(gpa >> 12) as usize % 512];
+        if slot.0 == page {
+            return Ok(slot.1 | gpa & (PAGE - 1));
+        }
+        // With accessed and dirty flags, every access to a table counts as a write (SDM vol. 3
+        // §29.3.3.2, on accesses to guest paging-structure entries).
+        let access = if mode.accessed_dirty() { EptAccess::READ | EptAccess::WRITE } else { EptAccess::READ };
+        let leaf = ept::walk(&self.host, mode, gpa, access)?;
+        if leaf.perms.contains(EptPerms::RW) {
+            *slot = (page, leaf.hpa & !(PAGE - 1));
+        }
+        Ok(leaf.hpa)
+    }
+}
+
+impl TableMemory for Guest<'_> {
+    type Error = EptFault<NoMemory>;
+    #[inline]
+    fn read(&self, pa: u64) -> Result<u64, Self::Error> {
+        self.host.read(self.hpa(pa)?).map_err(EptFault::Memory)
+    }
+    fn write(&self, pa: u64, value: u64) -> Result<(), Self::Error> {
+        self.host.write(self.hpa(pa)?, value).map_err(EptFault::Memory)
+    }
+    fn compare_exchange(&self, pa: u64, current: u64, new: u64) -> Result<Result<u64, u64>, Self::Error> {
+        self.host.compare_exchange(self.hpa(pa)?, current, new).map_err(EptFault::Memory)
+    }
+    fn fetch_or(&self, pa: u64, bits: u64) -> Result<u64, Self::Error> {
+        self.host.fetch_or(self.hpa(pa)?, bits).map_err(EptFault::Memory)
+    }
+}
+
+impl Cpu {
+    /// What the control registers say of paging.
+    pub(super) fn paging_mode(&self) -> PagingMode {
+        let kind = if self.cr0 & cr0::PG == 0 {
+            PagingKind::Off
+        } else if self.efer & efer::LMA != 0 {
+            if self.cr4 & cr4::LA57 != 0 { PagingKind::Level5 } else { PagingKind::Level4 }
+        } else if self.cr4 & cr4::PAE != 0 {
+            PagingKind::Pae { pdptes: self.mmu.pdptes }
+        } else {
+            PagingKind::Bits32 { pse: self.cr4 & cr4::PSE != 0, pse36: true }
+        };
+        let mut flags = PagingFlags::PAGE_1G;
+        flags.set(PagingFlags::WRITE_PROTECT, self.cr0 & cr0::WP != 0);
+        flags.set(PagingFlags::NXE, self.efer & efer::NXE != 0);
+        flags.set(PagingFlags::SMEP, self.cr4 & cr4::SMEP != 0);
+        flags.set(PagingFlags::SMAP, self.cr4 & cr4::SMAP != 0);
+        flags.set(PagingFlags::PKE, self.cr4 & cr4::PKE != 0);
+        PagingMode { kind, cr3: self.cr3, flags, phys_bits: self.model.phys_bits(), pkru: self.pkru, pkrs: 0 }
+    }
+
+    /// EPT, if the guest runs behind it.
+    fn ept_mode(&self) -> Option<EptMode> {
+        self.vmx.eptp().map(|eptp| EptMode::new(eptp, self.model.phys_bits()))
+    }
+
+    /// Reads the four PDPTEs that CR3 points to, for PAE paging. `None`: no memory, or an EPT violation.
+    pub(crate) fn read_pdptes(&mut self, cr3: u64) -> Option<[u64; 4]> {
+        let ept = self.ept_mode();
+        let frames = std::cell::RefCell::new(&mut *self.mmu.frames);
+        let guest = Guest { host: Host(&self.arena), ept, frames: &frames };
+        paging::load_pdptes(&guest, cr3).ok()
+    }
+
+    /// Walks, checks, fills the TLB.
+    fn translate(&mut self, lin: u64, kind: Kind) -> Result<Target, Stop> {
+        let long = self.efer & efer::LMA != 0 && self.cr0 & cr0::PG != 0;
+        let lin = if long { lin } else { lin & 0xffff_ffff };
+        if long && !self.canonical(lin) {
+            return Err(self.gp(0));
+        }
+        let view = match self.mmu.sel / SETS {
+            0 => View::User,
+            2 => View::SupervisorAc,
+            3 => View::Checked,
+            _ => View::Supervisor,
+        };
+        let user = matches!(view, View::User | View::Checked);
+        let access = Access {
+            write: kind == Kind::Write,
+            fetch: kind == Kind::Fetch,
+            user,
+            implicit: false,
+            ac: view == View::SupervisorAc,
+        };
+        let mode = self.mmu.mode;
+        let ept = self.ept_mode();
+        let frames = std::cell::RefCell::new(&mut *self.mmu.frames);
+        let guest = Guest { host: Host(&self.arena), ept, frames: &frames };
+        let leaf = match paging::walk(&guest, &mode, lin, access) {
+            Ok(leaf) => leaf,
+            Err(WalkError::PageFault(code)) => return Err(self.page_fault(lin, code.bits())),
+            Err(WalkError::Memory(fault)) => return self.table_fault(lin, fault),
+        };
+        let (hpa, mut perms, size, dirty) = match &ept {
+            None => (leaf.gpa, EptPerms::RWX, PageSize::Size1G, true),
+            Some(ept) => {
+                let want = match kind {
+                    Kind::Read => EptAccess::READ,
+                    Kind::Write => EptAccess::WRITE,
+                    Kind::Fetch => EptAccess::FETCH,
+                };
+                match ept::walk(&guest.host, ept, leaf.gpa, want) {
+                    Ok(e) => (e.hpa, e.perms, e.page_size, e.dirty),
+                    Err(fault) => return self.final_fault(lin, leaf.gpa, fault),
+                }
+            }
+        };
+        let Some(ptr) = self.mmu.host(hpa, 1) else {
+            return Ok(Target::Device { gpa: leaf.gpa });
+        };
+        if self.mmu.flags.get(hpa) & PageFlags::CODE != 0 {
+            perms.remove(EptPerms::WRITE);
+        }
+        if view != View::Checked && self.dr[7] & 0xff == 0 {
+            let r = leaf.rights(&mode, user, access.ac);
+            let rights = Rights {
+                read: r.read && perms.contains(EptPerms::READ),
+                write: r.write && leaf.dirty && dirty && perms.contains(EptPerms::WRITE),
+                execute: r.execute && perms.contains(EptPerms::EXECUTE),
+            };
+            let large = (leaf.page_size > PageSize::Size4K && self.cr0 & cr0::PG != 0)
+                .then(|| leaf.page_size.shift());
+            let _ = size;
+            let host_page = self.mmu.base.wrapping_add(hpa & !(PAGE - 1));
+            let addend = host_page.wrapping_sub(lin & !(PAGE - 1));
+            let asid = self.mmu.asid;
+            self.mmu.tlb.fill(lin, view, asid, addend, rights, large);
+        }
+        Ok(Target::Ram { ptr, hpa })
+    }
+
+    /// Whether `lin` is canonical under the current paging mode.
+    pub(crate) fn canonical(&self, lin: u64) -> bool {
+        let shift = if self.cr4 & cr4::LA57 != 0 { 7 } else { 16 };
+        ((lin << shift) as i64 >> shift) as u64 == lin
+    }
+
+    #[cold]
+    fn page_fault(&mut self, lin: u64, code: u32) -> Stop {
+        self.pending = Pending::Event(Event {
+            vector: vector::PF,
+            kind: EventKind::HardwareException,
+            error: Some(code),
+            len: 0,
+            payload: lin,
+        });
+        Stop
+    }
+
+    /// EPT did not let the access through, or has no memory there.
+    #[cold]
+    fn final_fault(&mut self, lin: u64, gpa: u64, fault: EptFault<NoMemory>) -> Result<Target, Stop> {
+        if let EptFault::Violation { .. } = fault {
+            // Whether this is a device is not the processor's to know; the access is described to
+            // whoever handles the exit, and taken from the replay log when it was answered.
+            self.mmu.replay.asked = None;
+            self.pending = Pending::Exit(self.ept_exit(lin, gpa, fault, true));
+            return Ok(Target::Device { gpa });
+        }
+        self.pending = Pending::Exit(self.ept_exit(lin, gpa, fault, true));
+        Err(Stop)
+    }
+
+    #[cold]
+    fn table_fault(&mut self, lin: u64, fault: EptFault<NoMemory>) -> Result<Target, Stop> {
+        let gpa = match fault {
+            EptFault::Violation { gpa, .. } | EptFault::Misconfig { gpa, .. } => gpa,
+            // A table where there is no memory reads as all-ones on a bus: reserved bits.
+            EptFault::Memory(NoMemory) => return Err(self.page_fault(lin, 0x9)),
+        };
+        self.pending = Pending::Exit(self.ept_exit(lin, gpa, fault, false));
+        Err(Stop)
+    }
+
+    fn ept_exit(&self, lin: u64, gpa: u64, fault: EptFault<NoMemory>, last: bool) -> ExitInfo {
+        let (reason, qualification) = match fault {
+            EptFault::Violation { qualification, .. } => {
+                let mut q = qualification | EptQualification::LINEAR_VALID;
+                q.set(EptQualification::FINAL, last);
+                (reason::EPT_VIOLATION, q.bits())
+            }
+            _ => (reason::EPT_MISCONFIG, 0),
+        };
+        ExitInfo { reason, qualification, linear: lin, physical: gpa, ..ExitInfo::default() }
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(super) fn fetch_slow(&mut self, lin: u64) -> Result<u64, Stop> {
+        match self.translate(lin, Kind::Fetch)? {
+            Target::Ram { hpa, .. } => Ok(hpa),
+            Target::Device { gpa } => {
+                if !matches!(self.pending, Pending::Exit(_)) {
+                    self.pending = Pending::Exit(ExitInfo {
+                        reason: reason::EPT_VIOLATION,
+                        qualification: (EptQualification::FETCH | EptQualification::LINEAR_VALID).bits(),
+                        linear: lin,
+                        physical: gpa,
+                        ..ExitInfo::default()
+                    });
+                }
+                Err(Stop)
+            }
+        }
+    }
+
+    /// #AC for an unaligned access that must be checked.
+    fn check_alignment(&mut self, lin: u64, size: u64) -> Result<(), Stop> {
+        let checked = self.mmu.sel / SETS == View::Checked as usize;
+        if checked && size.is_power_of_two() && size <= 8 && lin & (size - 1) != 0 {
+            return Err(self.raise(vector::AC, Some(0)));
+        }
+        Ok(())
+    }
+
+    /// Reads into the bounce buffer, or finds a host address after all.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn read_slow(&mut self, lin: u64, size: u64) -> Result<HostPtr, Stop> {
+        self.check_alignment(lin, size)?;
+        self.note_data_breakpoint(lin, size, false);
+        let first = (PAGE - lin % PAGE).min(size);
+        match self.translate(lin, Kind::Read)? {
+            Target::Ram { ptr, .. } if first == size => Ok(ptr),
+            target => {
+                let mut bytes = [0u8; 64];
+                let (a, b) = bytes.split_at_mut(first as usize);
+                self.read_part(target, a)?;
+                if first < size {
+                    let target = self.translate(lin.wrapping_add(first), Kind::Read)?;
+                    self.read_part(target, &mut b[..(size - first) as usize])?;
+                }
+                let p = self.mmu.bounce_ptr();
+                p.write_bytes(&bytes[..size as usize]);
+                Ok(p)
+            }
+        }
+    }
+
+    fn read_part(&mut self, target: Target, to: &mut [u8]) -> Result<(), Stop> {
+        match target {
+            Target::Ram { ptr, .. } => ptr.read_bytes(to),
+            Target::Device { gpa } => {
+                let mut at = gpa;
+                let mut rest = to;
+                while !rest.is_empty() {
+                    let n = piece(at, rest.len());
+                    let (part, tail) = rest.split_at_mut(n);
+                    let v = self.device(DeviceAccess { gpa: at, size: n as u8, write: None })?;
+                    part.copy_from_slice(&v.to_le_bytes()[..n]);
+                    at += n as u64;
+                    rest = tail;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Stores the first `size` bytes of the bounce buffer.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn store_bounced(&mut self, lin: u64, size: u64) -> Result<(), Stop> {
+        self.check_alignment(lin, size)?;
+        self.note_data_breakpoint(lin, size, true);
+        let mut bytes = [0u8; 64];
+        let bytes = &mut bytes[..size as usize];
+        self.mmu.bounce_ptr().read_bytes(bytes);
+        let first = (PAGE - lin % PAGE).min(size);
+        let a = self.translate(lin, Kind::Write)?;
+        if first == size {
+            return self.write_part(a, bytes);
+        }
+        let exit_a = self.pending;
+        let b = self.translate(lin.wrapping_add(first), Kind::Write)?;
+        let exit_b = std::mem::replace(&mut self.pending, exit_a);
+        let (head, tail) = bytes.split_at(first as usize);
+        self.write_part(a, head)?;
+        self.pending = exit_b;
+        self.write_part(b, tail)
+    }
+
+    fn write_part(&mut self, target: Target, from: &[u8]) -> Result<(), Stop> {
+        match target {
+            Target::Ram { ptr, hpa } => {
+                if self.mmu.flags.get(hpa) & PageFlags::CODE != 0 {
+                    self.code_written(hpa, from.len());
+                }
+                ptr.write_bytes(from);
+            }
+            Target::Device { gpa } => {
+                let mut at = gpa;
+                let mut rest = from;
+                while !rest.is_empty() {
+                    let n = piece(at, rest.len());
+                    let (part, tail) = rest.split_at(n);
+                    let mut v = [0; 8];
+                    v[..n].copy_from_slice(part);
+                    let write = Some(u64::from_le_bytes(v));
+                    self.device(DeviceAccess { gpa: at, size: n as u8, write })?;
+                    at += n as u64;
+                    rest = tail;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads for a read-modify-write: fails if the write would.
+    pub(super) fn load_for_write(&mut self, lin: u64, size: u64) -> Result<u64, Stop> {
+        let first = (PAGE - lin % PAGE).min(size);
+        self.translate(lin, Kind::Write)?;
+        if first < size {
+            self.translate(lin.wrapping_add(first), Kind::Write)?;
+        }
+        let p = self.read_slow(lin, size)?;
+        let mut v = [0; 8];
+        p.read_bytes(&mut v[..size as usize]);
+        Ok(u64::from_le_bytes(v))
+    }
+
+    /// Checks that `size` bytes at `lin` could be written now, without writing.
+    ///
+    /// # Errors
+    /// What the write would raise.
+    pub(crate) fn probe_write(&mut self, lin: u64, size: u64) -> Result<(), Stop> {
+        let first = (PAGE - lin % PAGE).min(size);
+        self.translate(lin, Kind::Write)?;
+        if first < size {
+            self.translate(lin.wrapping_add(first), Kind::Write)?;
+        }
+        Ok(())
+    }
+
+    /// For atomic operations: the host address, unless it is no single piece of memory.
+    pub(super) fn writable_ram(&mut self, lin: u64, size: u64) -> Result<Option<HostPtr>, Stop> {
+        self.check_alignment(lin, size)?;
+        if PAGE - lin % PAGE < size {
+            return Ok(None);
+        }
+        match self.translate(lin, Kind::Write)? {
+            Target::Ram { ptr, hpa } => {
+                if self.mmu.flags.get(hpa) & PageFlags::CODE != 0 {
+                    self.code_written(hpa, size as usize);
+                }
+                Ok(Some(ptr))
+            }
+            Target::Device { .. } => Ok(None),
+        }
+    }
+
+    /// A device access: from the replay log if it was answered, else a VM exit.
+    fn device(&mut self, access: DeviceAccess) -> Result<u64, Stop> {
+        let replay = &mut self.mmu.replay;
+        if let Some((done, value)) = replay.done.get(replay.next) {
+            if *done == access {
+                replay.next += 1;
+                return Ok(*value);
+            }
+            // The instruction is not the one that was exited from after all (its code was changed).
+            replay.done.truncate(replay.next);
+        }
+        if !self.nonroot {
+            // No hypervisor: nothing answers on the bus.
+            return Ok(u64::MAX);
+        }
+        if replay.done.len() >= Replay::LIMIT {
+            replay.clear();
+        }
+        replay.asked = Some(access);
+        if !matches!(self.pending, Pending::Exit(_)) {
+            self.pending = Pending::Exit(ExitInfo {
+                reason: reason::EPT_VIOLATION,
+                qualification: u64::from(access.write.is_some()) + 1,
+                physical: access.gpa,
+                ..ExitInfo::default()
+            });
+        }
+        if let Pending::Exit(info) = &mut self.pending {
+            info.physical = access.gpa;
+        }
+        Err(Stop)
+    }
+
+    /// The device access that the last EPT-violation exit is about, beside what the VMCS says: width and
+    /// data, which software would otherwise have to decode the instruction for.
+    pub fn device_access(&self) -> Option<DeviceAccess> {
+        self.mmu.replay.asked
+    }
+
+    /// Answers [`Cpu::device_access`] (a write with any value). At the next VM entry the instruction
+    /// goes on as if the access had been made.
+    pub fn complete_device_access(&mut self, value: u64) {
+        if let Some(access) = self.mmu.replay.asked.take() {
+            self.mmu.replay.done.push((access, value));
+        }
+    }
+
+    /// Drops the answers: the instruction will not be resumed (an event is injected instead, or other
+    /// state was loaded).
+    pub fn drop_device_accesses(&mut self) {
+        self.mmu.replay.clear();
+    }
+
+    /// Translates without faulting, for debuggers and for the hypervisor: guest-physical address.
+    pub fn translate_for_debug(&mut self, lin: u64) -> Option<u64> {
+        let mode = self.mmu.mode;
+        let ept = self.ept_mode();
+        let frames = std::cell::RefCell::new(&mut *self.mmu.frames);
+        let guest = Guest { host: Host(&self.arena), ept, frames: &frames };
+        paging::walk(&guest, &mode, lin, Access { ac: true, ..Access::READ }).ok().map(|l| l.gpa)
+    }
+
+    /// Data breakpoints (SDM vol. 3 §18.2.4): remembers the hit; the trap comes after the instruction.
+    fn note_data_breakpoint(&mut self, lin: u64, size: u64, write: bool) {
+        if self.dr[7] & 0xff == 0 {
+            return;
+        }
+        for i in 0..4 {
+            let (enabled, control) = (self.dr[7] >> (2 * i) & 3, self.dr[7] >> (16 + 4 * i) & 15);
+            let wanted = match control & 3 {
+                1 => write,
+                3 => true,
+                _ => false,
+            };
+            let len = [1, 2, 8, 4][(control >> 2) as usize & 3];
+            let base = self.dr[i as usize] & !(len - 1);
+            if enabled != 0 && wanted && lin < base.wrapping_add(len) && base < lin.wrapping_add(size) {
+                self.pending_debug |= 1 << i | 1 << 12;
+            }
+        }
+        let _ = bits::TF;
+    }
+}
+
+/// How much of a device access at `gpa` goes at once: a power of two, naturally aligned unless the whole
+/// is one of the ordinary widths.
+fn piece(gpa: u64, len: usize) -> usize {
+    if matches!(len, 1 | 2 | 4 | 8) {
+        return len;
+    }
+    let align = 1 << gpa.trailing_zeros().min(3);
+    let mut n = 8.min(align);
+    while n > len {
+        n /= 2;
+    }
+    n
+}

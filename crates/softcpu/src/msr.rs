@@ -1,0 +1,5 @@
+//! Model-specific registers.
+
+/// Registers that are only storage.
+#[derive(Clone, Debug, Default)]
+pub struct Msrs {}

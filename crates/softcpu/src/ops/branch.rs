@@ -1,0 +1,246 @@
+//! Near branches, calls and returns, and how blocks follow each other.
+
+use super::ea;
+use crate::cpu::{Cpu, RBLOCK, Stop, reg};
+use crate::int::Int;
+use crate::mmu::{Kind, Plain};
+use crate::op::{Flow, Op, OpRef, jumped, stop};
+
+/// Counts the block's instructions, and says whether the chain may go on.
+#[inline(always)]
+fn leave(cpu: &mut Cpu, executed: u8) -> bool {
+    cpu.icount += u64::from(executed);
+    cpu.budget = cpu.budget.wrapping_sub(1);
+    // Budget 0 wraps: single-stepping and the debug profile return after every block.
+    (cpu.budget as i32) > 0 && cpu.signals.get() == 0
+}
+
+/// Leaves the block to a target in the same page, through the link if there is one.
+#[inline(always)]
+fn take_link(cpu: &mut Cpu, exit: OpRef) -> Flow {
+    let rip = cpu.regs[usize::from(RBLOCK)].wrapping_add(i64::from(exit.disp) as u64) & cpu.ip_mask;
+    let go_on = leave(cpu, exit.nth);
+    if go_on && exit.imm != 0 {
+        cpu.regs[usize::from(RBLOCK)] = rip;
+        let to = crate::code::linked(exit);
+        return (to.run)(cpu, to);
+    }
+    cpu.rip = rip;
+    if !go_on {
+        return Flow::Lookup;
+    }
+    cpu.code.patch = Some(exit);
+    Flow::Link
+}
+
+/// Leaves the block to `rip` by looking its block up.
+#[inline(always)]
+fn take_lookup(cpu: &mut Cpu, rip: u64, executed: u8) -> Flow {
+    if leave(cpu, executed)
+        && let Some(to) = cpu.cached_block(rip)
+    {
+        return (to.run)(cpu, to);
+    }
+    cpu.rip = rip;
+    Flow::Lookup
+}
+
+/// Exit operation to a target in the same page.
+pub fn exit_link(cpu: &mut Cpu, op: OpRef) -> Flow {
+    take_link(cpu, op)
+}
+
+/// Exit operation to a target in another page, whose mapping may change.
+pub fn exit_far(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let rip = cpu.regs[usize::from(RBLOCK)].wrapping_add(i64::from(op.disp) as u64) & cpu.ip_mask;
+    take_lookup(cpu, rip, op.nth)
+}
+
+/// Goes through the exit operation `n` places ahead.
+#[inline(always)]
+fn exit_at(cpu: &mut Cpu, op: OpRef, n: usize) -> Flow {
+    let e = op.ahead(n);
+    (e.run)(cpu, e)
+}
+
+/// Jcc: the exit operations for taken and not taken follow.
+pub fn jcc<const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let n = if cpu.flags.cond(CC) { 1 } else { 2 };
+    exit_at(cpu, op, n)
+}
+
+/// The condition that `r = a - b` gives, without going through the flags.
+#[inline(always)]
+fn cmp_cond<const CC: u8, T: Int>(cpu: &Cpu, a: T, b: T, r: T) -> bool {
+    let (sa, sb) = (a.sx() as i64, b.sx() as i64);
+    let v = match CC >> 1 {
+        1 => a < b,
+        2 => a == b,
+        3 => a <= b,
+        4 => (r.sx() as i64) < 0,
+        6 => sa < sb,
+        7 => sa <= sb,
+        _ => return cpu.flags.cond(CC),
+    };
+    v ^ (CC & 1 != 0)
+}
+
+/// The condition that a logical result gives.
+#[inline(always)]
+fn logic_cond<const CC: u8, T: Int>(cpu: &Cpu, r: T) -> bool {
+    let s = r.sx() as i64;
+    let v = match CC >> 1 {
+        0 | 1 => false,
+        2 | 3 => s == 0,
+        4 | 6 => s < 0,
+        7 => s <= 0,
+        _ => return cpu.flags.cond(CC),
+    };
+    v ^ (CC & 1 != 0)
+}
+
+#[inline(always)]
+fn cmp_jump<const CC: u8, T: Int>(cpu: &mut Cpu, op: OpRef, a: T, b: T) -> Flow {
+    let r = T::of(a.zx().wrapping_sub(b.zx()));
+    cpu.flags.set_sub(a, b, r);
+    let n = if cmp_cond::<CC, T>(cpu, a, b, r) { 1 } else { 2 };
+    exit_at(cpu, op, n)
+}
+
+/// CMP register, register and Jcc.
+pub fn cmp_rr_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let (a, b) = (T::get(cpu, op.r1), T::get(cpu, op.r2));
+    cmp_jump::<CC, T>(cpu, op, a, b)
+}
+
+/// CMP register, immediate and Jcc.
+pub fn cmp_ri_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let (a, b) = (T::get(cpu, op.r1), T::of(op.imm));
+    cmp_jump::<CC, T>(cpu, op, a, b)
+}
+
+/// TEST register, register and Jcc.
+pub fn test_rr_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let r = T::of(T::get(cpu, op.r1).zx() & T::get(cpu, op.r2).zx());
+    cpu.flags.set_logic(r);
+    let n = if logic_cond::<CC, T>(cpu, r) { 1 } else { 2 };
+    exit_at(cpu, op, n)
+}
+
+/// TEST register, immediate and Jcc.
+pub fn test_ri_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let r = T::of(T::get(cpu, op.r1).zx() & op.imm);
+    cpu.flags.set_logic(r);
+    let n = if logic_cond::<CC, T>(cpu, r) { 1 } else { 2 };
+    exit_at(cpu, op, n)
+}
+
+/// LOOP, LOOPE, LOOPNE, JCXZ: `aux` 0, 1, 2, 3; the address size counts.
+pub fn loop_cx(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let mask = super::address_mask(&op);
+    let rcx = &mut cpu.regs[usize::from(reg::RCX)];
+    let mut count = *rcx & mask;
+    if op.aux != 3 {
+        count = count.wrapping_sub(1) & mask;
+        // A 32-bit count clears the upper half, a 16-bit one keeps the rest.
+        *rcx = if mask == 0xffff { *rcx & !mask | count } else { count };
+    }
+    let taken = match op.aux {
+        0 => count != 0,
+        1 => count != 0 && cpu.flags.zf(),
+        2 => count != 0 && !cpu.flags.zf(),
+        _ => count == 0,
+    };
+    exit_at(cpu, op, if taken { 1 } else { 2 })
+}
+
+/// CALL relative: pushes the return address, then the exit operation follows.
+pub fn call_rel<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let back = cpu.ip_after(&op);
+    match cpu.push(T::of(back)) {
+        Ok(()) => exit_at(cpu, op, 1),
+        Err(s) => stop(cpu, op, s),
+    }
+}
+
+#[inline(always)]
+fn jump_to(cpu: &mut Cpu, op: OpRef, target: u64) -> Flow {
+    if cpu.long64 {
+        if !cpu.canonical(target) {
+            let s = cpu.gp(0);
+            return stop(cpu, op, s);
+        }
+    } else if target > u64::from(cpu.seg[crate::cpu::seg::CS].limit) {
+        let s = cpu.gp(0);
+        return stop(cpu, op, s);
+    }
+    take_lookup(cpu, target, op.nth + 1)
+}
+
+/// JMP register.
+pub fn jmp_r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let target = T::get(cpu, op.r1).zx();
+    jump_to(cpu, op, target)
+}
+
+/// JMP memory.
+pub fn jmp_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    match load_target::<T, E>(cpu, &op) {
+        Ok(target) => jump_to(cpu, op, target.zx()),
+        Err(s) => stop(cpu, op, s),
+    }
+}
+
+#[inline(always)]
+fn load_target<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: &Op) -> Result<T, Stop> {
+    let lin = ea::<E>(cpu, op, T::BYTES as u64, Kind::Read)?;
+    cpu.load(lin)
+}
+
+#[inline(always)]
+fn call_to<T: Int + Plain>(cpu: &mut Cpu, op: OpRef, target: u64) -> Flow {
+    if cpu.long64 && !cpu.canonical(target) {
+        let s = cpu.gp(0);
+        return stop(cpu, op, s);
+    }
+    let back = cpu.ip_after(&op);
+    match cpu.push(T::of(back)) {
+        Ok(()) => jump_to(cpu, op, target),
+        Err(s) => stop(cpu, op, s),
+    }
+}
+
+/// CALL register.
+pub fn call_r<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let target = T::get(cpu, op.r1).zx();
+    call_to::<T>(cpu, op, target)
+}
+
+/// CALL memory.
+pub fn call_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    match load_target::<T, E>(cpu, &op) {
+        Ok(target) => call_to::<T>(cpu, op, target.zx()),
+        Err(s) => stop(cpu, op, s),
+    }
+}
+
+/// RET, with `imm` bytes of arguments to release.
+pub fn ret<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    match cpu.peek::<T>(0) {
+        Ok(target) => {
+            let target = target.zx();
+            if cpu.long64 && !cpu.canonical(target) {
+                let s = cpu.gp(0);
+                return stop(cpu, op, s);
+            }
+            cpu.release(T::BYTES as u64 + op.imm);
+            jump_to(cpu, op, target)
+        }
+        Err(s) => stop(cpu, op, s),
+    }
+}
+
+/// The instruction has set `rip`; look everything up anew.
+pub fn resync(cpu: &mut Cpu, op: OpRef) -> Flow {
+    jumped(cpu, op, Flow::Sync)
+}
