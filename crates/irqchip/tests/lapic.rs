@@ -354,6 +354,9 @@ fn local_interrupt_pins() {
     apic.virtual_wire();
     assert_eq!(apic.set_lint(0, true), Delivered::ExtInt);
     assert_eq!(apic.set_lint(0, true), Delivered::Dropped, "no edge");
+    assert!(apic.extint_pending());
+    apic.write(reg::LVT_LINT0, 0x1_0700, NOW);
+    assert!(!apic.extint_pending());
     assert_eq!(apic.set_lint(1, true), Delivered::Nmi);
     assert_eq!(apic.set_lint(2, true), Delivered::Dropped, "no such pin");
     // A fixed level: again and again until the line falls.

@@ -349,6 +349,25 @@ fn late_ticks_are_caught_up_without_a_storm() {
 }
 
 #[test]
+fn no_tick_is_lost_where_the_count_changes() {
+    let mut t = Timer::new();
+    t.out(0x43, 0x34);
+    t.out(0x40, 0x00);
+    t.out(0x40, 0x40);
+    t.pass(0x2000);
+    t.out(0x40, 0x00);
+    t.out(0x40, 0x80);
+    // The old cycle ends; then the counter is read, before anyone served the interrupt.
+    t.pass(0x2800);
+    t.out(0x43, 0x00);
+    assert_eq!((t.inb(0x40), t.inb(0x40)), (0x01, 0x78));
+    let before = t.irq.rising_edges(0);
+    let now = t.clock.now();
+    assert_eq!(t.serve(now).len(), 1);
+    assert_eq!(t.irq.rising_edges(0), before + 1);
+}
+
+#[test]
 fn a_period_too_short_is_stretched() {
     let mut t = Timer::new();
     t.out(0x43, 0x14);

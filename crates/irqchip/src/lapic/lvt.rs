@@ -98,6 +98,13 @@ impl LocalApic {
         self.mode() == ApicMode::Disabled || extint && entry & MASKED == 0
     }
 
+    /// INTR is asserted at LINT0 and interrupts this processor: it is to ask the 8259A for the vector
+    /// once it takes interrupts.
+    pub fn extint_pending(&self) -> bool {
+        let [asserted, _] = self.lint;
+        asserted && self.accepts_extint()
+    }
+
     /// A local source other than timer, pins and errors asks for its interrupt: thermal sensor,
     /// performance counters (which masks itself, as the SDM has it), CMCI.
     pub fn raise(&mut self, entry: LvtEntry) -> Delivered {
