@@ -207,11 +207,12 @@ fn load_kernel<M: GuestMemory>(
 
 /// Names what a file that is no kernel looks like.
 fn describe(start: &[u8]) -> &'static str {
-    const KNOWN: [(&[u8], &str); 9] = [
+    const KNOWN: [(&[u8], &str); 10] = [
         (b"\x1f\x8b", "gzip-compressed data"),
         (b"\x28\xb5\x2f\xfd", "zstd-compressed data"),
         (b"\xfd7zXZ\0", "xz-compressed data"),
         (b"\x04\x22\x4d\x18", "lz4-compressed data"),
+        (b"\x02\x21\x4c\x18", "lz4-compressed data"),
         (b"!<arch>\n", "a package or archive"),
         (b"07070", "a cpio archive (an initrd?)"),
         (b"QFI\xfb", "a qcow2 disk image"),
