@@ -5,6 +5,7 @@ pub mod cpu;
 pub mod cpuid;
 mod exc;
 mod exec;
+mod far;
 pub mod flags;
 pub mod fpu;
 pub mod int;
@@ -13,6 +14,7 @@ pub mod mmu;
 pub mod msr;
 pub mod op;
 mod ops;
+mod seg;
 pub mod sse;
 pub mod vmx;
 

@@ -75,7 +75,7 @@ impl Precision {
 }
 
 /// The environment of an operation: control in, flags out.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Env {
     /// Rounding direction.
     pub rounding: Rounding,

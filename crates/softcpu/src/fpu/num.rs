@@ -95,35 +95,16 @@ pub(super) fn mul(a: Num, b: Num) -> Exact {
     }
 }
 
-/// `2^63 <= dividend / divisor < 2^64`: quotient and remainder. Two steps of the host's binary64
-/// division give all 64 bits to within one or two, which the remainder then corrects.
-#[inline]
-fn divide(dividend: u128, divisor: u64) -> (u64, u64) {
-    let reciprocal = 1.0 / divisor as f64;
-    // The estimate is held below 2^64 by the saturating cast; it is off by 2^13 at most.
-    let mut quotient = ((dividend >> 64) as u64 as f64 * 18446744073709551616.0 * reciprocal) as u64;
-    let mut rest = dividend.wrapping_sub(u128::from(quotient) * u128::from(divisor)) as i128;
-    let step = ((rest >> 16) as i64 as f64 * 65536.0 * reciprocal) as i64;
-    quotient = quotient.wrapping_add_signed(step);
-    rest -= i128::from(step) * i128::from(divisor);
-    while rest < 0 {
-        quotient = quotient.wrapping_sub(1);
-        rest += i128::from(divisor);
-    }
-    while rest >= i128::from(divisor) {
-        quotient = quotient.wrapping_add(1);
-        rest -= i128::from(divisor);
-    }
-    (quotient, rest as u64)
-}
-
 /// Quotient.
 #[inline]
 pub(super) fn div(a: Num, b: Num) -> Exact {
     let below = a.sig < b.sig;
-    let (sig, rem) = divide(u128::from(a.sig) << if below { 64 } else { 63 }, b.sig);
+    let dividend = u128::from(a.sig) << if below { 64 } else { 63 };
+    // Its upper half is below the divisor: the quotient fits.
+    let sig = (dividend / u128::from(b.sig)) as u64;
+    let rem = dividend - u128::from(sig) * u128::from(b.sig);
     // Only whether the remainder is below, at or above half the divisor matters.
-    let twice = u128::from(rem) << 1;
+    let twice = rem << 1;
     let rest = match twice.cmp(&u128::from(b.sig)) {
         _ if rem == 0 => 0,
         std::cmp::Ordering::Less => 1,
@@ -209,6 +190,15 @@ pub(super) fn round(x: Exact, range: Range, env: &mut Env) -> (i32, u64) {
     let biased = x.exp + range.bias;
     if biased < 1 || biased >= range.max - 1 {
         return round_edge(x, range, env);
+    }
+    if range.precision == 64 && env.rounding == Rounding::Nearest {
+        // By far the commonest, without a branch that depends on the numbers.
+        let up = x.rest > HALF || (x.rest == HALF && x.sig & 1 != 0);
+        let (sig, carry) = x.sig.overflowing_add(up.into());
+        let inexact = x.rest != 0;
+        env.raise(u8::from(inexact) * Flags::PE);
+        env.rounded_up = up | (env.rounded_up & !inexact);
+        return (biased + i32::from(carry), sig | u64::from(carry) << 63);
     }
     let r = round_bits(x.sign, x.sig, x.rest, 64 - range.precision, env.rounding);
     if r.inexact {

@@ -221,7 +221,10 @@ pub(super) fn y_log2(y: F80, x: F80, env: &mut Env) -> F80 {
             let k = n.exp.unsigned_abs();
             let shift = k.leading_zeros();
             let k = Num { sign: n.exp < 0, exp: 31 - shift as i32, sig: u64::from(k << shift) << 32 };
-            finish_extended(num::mul(b, k), env)
+            let result = finish_extended(num::mul(b, k), env);
+            // Processors take it for inexact all the same.
+            env.raise(if result.is_denormal() { Flags::UE | Flags::PE } else { Flags::PE });
+            result
         }
         Operand::Finite(b) => finish(log2(n.into()).mul(b.into()), env),
     }

@@ -2,7 +2,7 @@
 
 pub(crate) mod reason;
 
-use crate::cpu::{Cpu, ExitInfo};
+use crate::cpu::{Cpu, Event, ExitInfo};
 
 /// State of VMX operation.
 #[derive(Debug, Default)]
@@ -21,6 +21,12 @@ impl Vmx {
 }
 
 impl Cpu {
+    /// The VM exit that an event causes instead of being delivered (exception bitmap, NMI exiting).
+    pub(crate) fn intercept_event(&mut self, event: &Event) -> Option<ExitInfo> {
+        let _ = event;
+        None
+    }
+
     /// NMIs, interrupts, windows and timers that are due before the next instruction.
     pub(crate) fn asynchronous(&mut self) -> Option<ExitInfo> {
         None

@@ -3,3 +3,4 @@
 
 pub const EPT_VIOLATION: u16 = 48;
 pub const EPT_MISCONFIG: u16 = 49;
+pub const TRIPLE_FAULT: u16 = 2;

@@ -54,7 +54,7 @@ impl X87 {
             }
             return;
         }
-        let mut env = self.env();
+        let mut env = self.env;
         let result = op.apply(self.st(dst), self.st(src), &mut env);
         if self.conclude(&env) {
             self.set_st(dst, result);
@@ -73,7 +73,7 @@ impl X87 {
             }
             return;
         }
-        let mut env = self.env();
+        let mut env = self.env;
         let st0 = self.st(0);
         let result = op.apply(st0, value, &mut env);
         note_denormal(denormal, st0, &mut env);
@@ -106,7 +106,7 @@ impl X87 {
     /// leaves as they were. Whether to go on (and pop).
     #[inline]
     fn compare_value(&mut self, value: F80, denormal: bool, signal_quiet: bool) -> bool {
-        let mut env = self.env();
+        let mut env = self.env;
         let st0 = self.st(0);
         let outcome = ext::compare(st0, value, signal_quiet, &mut env);
         note_denormal(denormal, st0, &mut env);
@@ -178,7 +178,7 @@ impl X87 {
         let (outcome, go_on) = if self.is_empty(0) || self.is_empty(i) {
             (self.stack_underflow().then_some(Compare::Unordered)?, true)
         } else {
-            let mut env = self.env();
+            let mut env = self.env;
             let outcome = ext::compare(self.st(0), self.st(i), !unordered, &mut env);
             // C1 stays, unlike in FCOM.
             let c1 = self.status & C1;
@@ -201,7 +201,7 @@ impl X87 {
             }
             return;
         }
-        let mut env = self.env();
+        let mut env = self.env;
         let result = f(self.st(0), &mut env);
         if self.conclude(&env) {
             self.set_st(0, result);
@@ -251,7 +251,7 @@ impl X87 {
             }
             return;
         }
-        let mut env = self.env();
+        let mut env = self.env;
         let result = ext::remainder(self.st(0), self.st(1), nearest, &mut env);
         if !self.conclude(&env) {
             return;

@@ -35,7 +35,7 @@ impl X87 {
             }
             return;
         }
-        let mut env = self.env();
+        let mut env = self.env;
         let value = load(&mut env);
         // A load completes even when the denormal exception is unmasked.
         if self.conclude(&env) || env.flags & Flags::IE == 0 {
@@ -115,7 +115,7 @@ impl X87 {
         if self.is_empty(0) {
             return self.stack_underflow().then_some(empty);
         }
-        let mut env = self.env();
+        let mut env = self.env;
         let value = f(self.st(0), &mut env);
         self.conclude_store(&env).then_some(value)
     }

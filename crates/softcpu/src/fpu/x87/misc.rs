@@ -69,7 +69,7 @@ impl X87 {
             }
             return;
         }
-        let mut env = self.env();
+        let mut env = self.env;
         let result = f(self.st(1), self.st(0), &mut env);
         if self.conclude(&env) {
             self.set_st(1, result);
@@ -90,7 +90,7 @@ impl X87 {
             }
             return;
         }
-        let mut env = self.env();
+        let mut env = self.env;
         match f(self.st(0), &mut env) {
             Some((result, pushed)) => {
                 if self.conclude(&env) {
@@ -166,6 +166,6 @@ impl X87 {
 
     /// FNSTENV's after-effect, once its image is in memory: all exceptions are masked.
     pub fn mask_all(&mut self) {
-        self.control |= u16::from(Flags::ALL);
+        self.set_control_word(self.control | u16::from(Flags::ALL));
     }
 }

@@ -42,6 +42,8 @@ pub struct X87 {
     /// TOP, 0 to 7.
     top: u8,
     control: u16,
+    /// What `control` says about computing, decoded.
+    env: Env,
     status: u16,
     /// Opcode of the last non-control instruction, 11 bits.
     pub opcode: u16,
@@ -63,6 +65,7 @@ impl Default for X87 {
             full: 0,
             top: 0,
             control: 0x37f,
+            env: Env::default(),
             status: 0,
             opcode: 0,
             ip: 0,
@@ -89,6 +92,16 @@ impl X87 {
     #[inline]
     pub fn set_control_word(&mut self, value: u16) {
         self.control = value & 0x1f3f | 0x40;
+        self.env = Env {
+            rounding: Rounding::from_bits(u32::from(value) >> 10),
+            precision: match value >> 8 & 3 {
+                0 => Precision::Single,
+                2 => Precision::Double,
+                _ => Precision::Extended,
+            },
+            masks: value as u8 & Flags::ALL,
+            ..Env::default()
+        };
     }
 
     /// The status word (FNSTSW).
@@ -201,24 +214,6 @@ impl X87 {
     fn push(&mut self, value: F80) {
         self.top = self.top.wrapping_sub(1) & 7;
         self.set_st(0, value);
-    }
-
-    /// The environment that instructions compute in.
-    #[inline]
-    fn env(&self) -> Env {
-        Env {
-            rounding: Rounding::from_bits(u32::from(self.control) >> 10),
-            precision: match self.control >> 8 & 3 {
-                0 => Precision::Single,
-                2 => Precision::Double,
-                _ => Precision::Extended,
-            },
-            masks: self.control as u8 & Flags::ALL,
-            flags: 0,
-            rounded_up: false,
-            ftz: false,
-            daz: false,
-        }
     }
 
     /// Stack underflow. Whether the masked response is called for.
