@@ -1,6 +1,6 @@
 //! ACPI tables (ACPI 6.5, chapters 4 and 5) for a board described by [`AcpiConfig`].
 //!
-//! [`build`] returns the tables as one block of bytes for a given address, the RSDP first; [`write`] puts
+//! [`build`] returns the tables as one block of bytes for a given address, the RSDP first; [`write()`] puts
 //! them at [`layout::ACPI`], where an operating system searches. They are: RSDP, RSDT, XSDT, FADT, FACS,
 //! MADT and DSDT. The hardware model is the classic one ("hardware-reduced" is not set): PM1a event and
 //! control blocks, PM timer, GPE0, SCI. The power button is the fixed-feature one (`PWRBTN_STS`), so the DSDT
