@@ -6,6 +6,7 @@
 //! - [`ept`]: extended page tables in the architectural format: builder and walker. [`paging`]: walker for
 //!   the guest's own tables in all modes. [`nested`]: both together. They work over any [`TableMemory`],
 //!   which can itself be a translation, and use nothing but `core`.
+//! - [`shadow`]: linear to host-physical tables for where there is no EPT.
 //! - [`dirty`]: pages written by processors (EPT dirty flags, KVM's log) and by devices.
 //!
 //! Tables that walkers read are hostile: every walk ends after as many steps as there are levels, times a
@@ -42,6 +43,7 @@ pub mod ept;
 pub mod layout;
 pub mod nested;
 pub mod paging;
+pub mod shadow;
 pub mod table;
 pub mod test;
 
