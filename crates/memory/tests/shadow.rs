@@ -249,9 +249,17 @@ fn a_page_that_becomes_a_table_is_write_protected() {
     machine.access(0x4008, Access::WRITE).unwrap();
     machine.poke(0x4000, 1, 0x1_0003);
     assert_eq!(machine.access(0x20_0000, Access::READ), Ok(0x2_0000));
-    let hardware = machine.hardware();
-    let write = paging::walk(&**machine.ram.arena(), &hardware, 0x1_0000, Access::WRITE);
-    assert_eq!(write.unwrap_err(), WalkError::PageFault(PageFaultCode::PRESENT | PageFaultCode::WRITE));
+    let denied = WalkError::PageFault(PageFaultCode::PRESENT | PageFaultCode::WRITE);
+    for invlpg in [false, true] {
+        // Also when it is mapped again, for a read, with the guest's dirty flag set.
+        if invlpg {
+            machine.shadow.invlpg(&machine.mode, 0x1_0000);
+            assert_eq!(machine.access(0x1_0000, Access::READ), Ok(0x1_0000));
+        }
+        let hardware = machine.hardware();
+        let write = paging::walk(&**machine.ram.arena(), &hardware, 0x1_0000, Access::WRITE);
+        assert_eq!(write.unwrap_err(), denied);
+    }
     // In another address space, long after, the change is seen.
     machine.mode.cr3 = 0x2000;
     machine.shadow.set_cr3(&machine.mode).unwrap();
