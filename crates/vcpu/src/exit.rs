@@ -139,7 +139,7 @@ pub enum Exit {
     },
     /// The engine cannot go on, such as an instruction that its emulator does not know.
     InternalError {
-        /// `KVM_INTERNAL_ERROR_*`.
+        /// `KVM_INTERNAL_ERROR_*`; 0 for an exit reason that this crate does not know, then in `data[0]`.
         suberror: u32,
         /// The first words of what the engine says about it.
         data: [u64; 4],

@@ -56,6 +56,7 @@ fn irqfd_interrupts_with_the_message_of_its_route() {
             let mut again = a.create_label();
             a.mov(ebp, 0xfee0_0000u32)?;
             a.mov(dword_ptr(rbp + 0xf0), 0x1ffu32)?;
+            a.out(0x81, al)?;
             a.sti()?;
             a.set_label(&mut again)?;
             a.hlt()?;
@@ -73,6 +74,7 @@ fn irqfd_interrupts_with_the_message_of_its_route() {
         let to = |vector: u32| Msi { address: 0xfee0_0000, data: vector };
         let id = machine.vm.create_irqfd(&fd, to(0x45)).unwrap();
         let interrupted = |vector| Exit::PioWrite { port: 0x80, size: AccessSize::Byte, value: vector };
+        assert!(matches!(machine.step(), Exit::PioWrite { port: 0x81, .. }));
         fd.write(1).unwrap();
         assert_eq!(machine.step(), interrupted(0x45));
         machine.vm.set_irqfd_msi(id, to(0x46)).unwrap();

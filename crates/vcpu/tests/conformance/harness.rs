@@ -84,6 +84,16 @@ impl Asm {
         Ok(())
     }
 
+    /// Keeps the guest busy long enough for any engine to look at events: not all do so at each
+    /// instruction. Leaves RCX zero.
+    pub fn settle(&mut self) -> AsmResult {
+        let mut again = self.code.create_label();
+        self.code.mov(ecx, 1000)?;
+        self.code.set_label(&mut again)?;
+        self.code.dec(ecx)?;
+        self.code.jnz(again)
+    }
+
     /// Ends the test.
     pub fn done(&mut self) -> AsmResult {
         self.code.out(u32::from(DONE), al)
@@ -164,7 +174,7 @@ impl Machine {
         }
         self.write_u64(PML4, PDPT | 7);
         for gib in 0..4 {
-            self.write_u64(PDPT + 8 * gib, PD + gib * 4096 | 7);
+            self.write_u64(PDPT + 8 * gib, (PD + gib * 4096) | 7);
         }
         for page in 0..2048 {
             self.write_u64(PD + 8 * page, page << 21 | 0x87);

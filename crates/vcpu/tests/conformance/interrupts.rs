@@ -12,8 +12,8 @@ use crate::harness::*;
 const APIC: u64 = 0xfee0_0000;
 const SVR: u32 = 0xf0;
 const EOI: u32 = 0xb0;
-const ISR: usize = 0x100;
 const IRR: usize = 0x200;
+const PPR: i32 = 0xa0;
 const ICR: u32 = 0x300;
 const LVT_TIMER: u32 = 0x320;
 const LVT_LINT0: u32 = 0x350;
@@ -51,9 +51,15 @@ fn sti_and_wait(a: &mut Asm) -> AsmResult {
     a.jmp(again)
 }
 
-fn bit(vcpu: &dyn Vcpu, base: usize, vector: u8) -> bool {
+/// Where the in-service bit of a vector is.
+fn isr(vector: u8) -> i32 {
+    0x100 + i32::from(vector / 32) * 16
+}
+
+/// Whether a vector is pending in the saved state.
+fn requested(vcpu: &dyn Vcpu, vector: u8) -> bool {
     let page = vcpu.lapic().unwrap().regs;
-    let byte = page[base + usize::from(vector) / 32 * 16 + usize::from(vector) % 32 / 8];
+    let byte = page[IRR + usize::from(vector) / 32 * 16 + usize::from(vector) % 32 / 8];
     byte as u8 & 1 << (vector % 8) != 0
 }
 
@@ -64,7 +70,7 @@ fn message_is_delivered_once_interrupts_are_enabled() {
         assert!(matches!(machine.step(), Exit::PioWrite { port: 0x80, .. }));
         machine.vm.signal_msi(msi(0x41)).unwrap();
         assert_eq!(machine.finish().rbx, 0x1234);
-        assert!(!bit(&*machine.vcpu, IRR, 0x41) && !bit(&*machine.vcpu, ISR, 0x41));
+        assert!(!requested(&*machine.vcpu, 0x41));
     });
 }
 
@@ -89,11 +95,10 @@ fn message_stays_pending_while_interrupts_are_off() {
         let mut machine = Machine::new(engine, Mode::Long, |a| {
             write_apic(a, SVR, 0x1ff)?;
             a.out(0x80, al)?;
-            a.nop()?;
+            a.settle()?;
             a.out(0x81, al)?;
             a.sti()?;
-            a.nop()?;
-            a.nop()?;
+            a.settle()?;
             a.done()?;
             a.handler(0x41)?;
             a.mov(ebx, 1)?;
@@ -103,9 +108,41 @@ fn message_stays_pending_while_interrupts_are_off() {
         machine.vm.signal_msi(msi(0x41)).unwrap();
         assert!(matches!(machine.step(), Exit::PioWrite { port: 0x81, .. }));
         assert_eq!(machine.vcpu.regs().unwrap().rbx, 0);
-        assert!(bit(&*machine.vcpu, IRR, 0x41));
+        assert!(requested(&*machine.vcpu, 0x41));
         assert_eq!(machine.finish().rbx, 1);
-        assert!(bit(&*machine.vcpu, ISR, 0x41), "no EOI yet");
+    });
+}
+
+/// Until its EOI, an interrupt holds back those of its priority class and below. Not on a KVM that
+/// emulates: one was seen to leave the in-service register empty for edge-triggered messages.
+#[test]
+fn end_of_interrupt_lets_the_next_one_in() {
+    on_every_processor(|engine| {
+        let mut machine = Machine::new(engine, Mode::Long, |a| {
+            write_apic(a, SVR, 0x1ff)?;
+            a.sti()?;
+            a.out(0x80, al)?;
+            a.settle()?;
+            a.out(0x81, al)?;
+            a.settle()?;
+            a.mov(ebx, dword_ptr(rbp + isr(0x41)))?;
+            a.mov(edx, dword_ptr(rbp + PPR))?;
+            a.out(0x82, al)?;
+            write_apic(a, EOI, 0)?;
+            a.settle()?;
+            a.out(0x83, al)?;
+            a.handler(0x41)?;
+            a.iretq()?;
+            a.handler(0x40)?;
+            a.done()
+        });
+        assert!(matches!(machine.step(), Exit::PioWrite { port: 0x80, .. }));
+        machine.vm.signal_msi(msi(0x41)).unwrap();
+        assert!(matches!(machine.step(), Exit::PioWrite { port: 0x81, .. }));
+        machine.vm.signal_msi(msi(0x40)).unwrap();
+        assert!(matches!(machine.step(), Exit::PioWrite { port: 0x82, .. }));
+        let regs = machine.finish();
+        assert_eq!((regs.rbx, regs.rdx), (2, 0x40), "in service, and its priority");
     });
 }
 
@@ -142,7 +179,7 @@ fn message_to_nobody_is_dropped() {
             write_apic(a, SVR, 0x1ff)?;
             a.sti()?;
             a.out(0x80, al)?;
-            a.nop()?;
+            a.settle()?;
             a.done()
         });
         assert!(matches!(machine.step(), Exit::PioWrite { port: 0x80, .. }));
@@ -194,6 +231,7 @@ fn end_of_a_level_triggered_interrupt_exits() {
             a.iretq()?;
             a.handler(0x51)?;
             write_apic(a, EOI, 0)?;
+            a.settle()?;
             a.done()
         });
         let level = Msi { address: APIC, data: 0xc051 };
@@ -209,8 +247,8 @@ fn end_of_a_level_triggered_interrupt_exits() {
     });
 }
 
-/// CLI, then STI: an ExtINT waits for the window, which opens one instruction after STI.
-fn extint_waits_for_the_window(mut machine: Machine) {
+/// CLI, then STI: an ExtINT waits for the window. How many bytes behind the STI it comes.
+fn extint_waits_for_the_window(mut machine: Machine) -> u64 {
     assert!(matches!(machine.step(), Exit::PioWrite { port: 0x80, .. }));
     assert!(!machine.vcpu.ready_for_extint(), "RFLAGS.IF is clear");
     let window = Entry { want_window: true, ..Entry::default() };
@@ -218,8 +256,8 @@ fn extint_waits_for_the_window(mut machine: Machine) {
     assert!(machine.vcpu.ready_for_extint());
     let exit = machine.run(Entry { extint: Some(0x28), ..Entry::default() });
     let regs = machine.done(exit);
-    // out; sti; nop: STI lets one more instruction through.
-    assert_eq!(regs.rbx, regs.r8 + 2, "return address");
+    assert!(regs.rbx > regs.r8 + 1, "STI lets one more instruction through");
+    regs.rbx - regs.r8
 }
 
 fn extint_guest(a: &mut Asm) -> AsmResult {
@@ -229,7 +267,7 @@ fn extint_guest(a: &mut Asm) -> AsmResult {
     a.set_label(&mut at_sti)?;
     a.sti()?;
     a.nop()?;
-    a.nop()?;
+    a.settle()?;
     a.out(0x81, al)?;
     a.handler(0x28)?;
     a.mov(rbx, qword_ptr(rsp))?;
@@ -254,6 +292,15 @@ fn extint_waits_for_the_window_with_lint0_open() {
     });
 }
 
+/// Not on a KVM that emulates: it looks at events only every so many instructions.
+#[test]
+fn window_opens_one_instruction_behind_sti() {
+    on_every_processor(|engine| {
+        let machine = Machine::without_apic(engine, Mode::Long, extint_guest);
+        assert_eq!(extint_waits_for_the_window(machine), 2, "sti; nop");
+    });
+}
+
 #[test]
 fn masked_lint0_keeps_the_8259a_out() {
     on_every_engine(|engine| {
@@ -261,9 +308,9 @@ fn masked_lint0_keeps_the_8259a_out() {
             write_apic(a, SVR, 0x1ff)?;
             write_apic(a, LVT_LINT0, 0x1_0000)?;
             a.sti()?;
-            a.nop()?;
+            a.settle()?;
             a.out(0x80, al)?;
-            a.nop()?;
+            a.settle()?;
             a.done()
         });
         assert!(matches!(machine.step(), Exit::PioWrite { port: 0x80, .. }));
@@ -301,7 +348,7 @@ fn nmi_ignores_the_interrupt_flag() {
     on_every_engine(|engine| {
         let mut machine = Machine::new(engine, Mode::Long, |a| {
             a.out(0x80, al)?;
-            a.nop()?;
+            a.settle()?;
             a.out(0x81, al)?;
             a.handler(2)?;
             a.done()
