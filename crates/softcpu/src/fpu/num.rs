@@ -185,26 +185,31 @@ fn round_bits(sign: bool, sig: u64, rest: u64, drop: u32, rounding: Rounding) ->
 
 /// Rounds into `range`, raising what that raises. Gives the biased exponent (0 for denormals and
 /// zero) and the significand with its integer bit at bit 63; an infinity is `(max, 1 << 63)`.
-#[inline]
+#[inline(always)]
 pub(super) fn round(x: Exact, range: Range, env: &mut Env) -> (i32, u64) {
-    let biased = x.exp + range.bias;
+    let biased = x.exp.wrapping_add(range.bias);
+    let inside = (biased as u32).wrapping_sub(1) < range.max as u32 - 2;
+    if !inside || range.precision != 64 || env.rounding != Rounding::Nearest {
+        return round_general(x, range, env);
+    }
+    // By far the commonest on the x87, without a branch that depends on the numbers.
+    let up = x.rest > HALF || (x.rest == HALF && x.sig & 1 != 0);
+    let (sig, carry) = x.sig.overflowing_add(up.into());
+    let inexact = x.rest != 0;
+    env.raise(u8::from(inexact) * Flags::PE);
+    env.rounded_up = up | (env.rounded_up & !inexact);
+    (biased + i32::from(carry), sig | u64::from(carry) << 63)
+}
+
+/// [`round`] to any precision in any direction.
+#[inline(never)]
+fn round_general(x: Exact, range: Range, env: &mut Env) -> (i32, u64) {
+    let biased = x.exp.saturating_add(range.bias);
     if biased < 1 || biased >= range.max - 1 {
         return round_edge(x, range, env);
     }
-    if range.precision == 64 && env.rounding == Rounding::Nearest {
-        // By far the commonest, without a branch that depends on the numbers.
-        let up = x.rest > HALF || (x.rest == HALF && x.sig & 1 != 0);
-        let (sig, carry) = x.sig.overflowing_add(up.into());
-        let inexact = x.rest != 0;
-        env.raise(u8::from(inexact) * Flags::PE);
-        env.rounded_up = up | (env.rounded_up & !inexact);
-        return (biased + i32::from(carry), sig | u64::from(carry) << 63);
-    }
     let r = round_bits(x.sign, x.sig, x.rest, 64 - range.precision, env.rounding);
-    if r.inexact {
-        env.raise(Flags::PE);
-        env.rounded_up = r.up;
-    }
+    note(&r, env);
     (biased + i32::from(r.carry), r.sig)
 }
 

@@ -165,7 +165,11 @@ pub(super) fn exp2_m1(x: F80, env: &mut Env) -> F80 {
                 env.raise(Flags::DE);
             }
             match n.exp {
-                0 if n.sig == 1 << 63 && n.sign => F80::new(0xbffe, 1 << 63),
+                0 if n.sig == 1 << 63 => {
+                    // Exact, but processors raise precision all the same.
+                    env.raise(Flags::PE);
+                    if n.sign { F80::new(0xbffe, 1 << 63) } else { x }
+                }
                 0.. => x,
                 _ => finish(poly::exp_m1(Wide::from(n).mul(Wide::LN_2)), env),
             }

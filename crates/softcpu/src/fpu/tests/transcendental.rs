@@ -121,6 +121,13 @@ fn any(r: &mut Random) -> (F80, F80) {
     (pick(), pick())
 }
 
+/// The range of F2XM1, and specials.
+fn up_to_one(r: &mut Random) -> (F80, F80) {
+    let (x, y) = any(r);
+    let beyond = x.biased() > 0x3fff || (x.biased() == 0x3fff && x.mantissa != 1 << 63);
+    (if beyond && x.biased() != 0x7fff { F80::ONE.with_sign(x.is_negative()) } else { x }, y)
+}
+
 #[test]
 fn sines() {
     for (case, limit) in [
@@ -130,7 +137,7 @@ fn sines() {
         (case!("fptan", |x, _| x.fptan()), 1),
     ] {
         check(&case, angles, true, limit);
-        check(&case, any, true, limit);
+        check(&case, any, false, limit);
     }
 }
 
@@ -138,12 +145,13 @@ fn sines() {
 fn arctangent() {
     let case = case!("fpatan", |x, _| x.fpatan());
     check(&case, moderate, true, 1);
-    check(&case, any, true, 1);
+    check(&case, any, false, 1);
 }
 
 #[test]
 fn exponential() {
     let case = case!("f2xm1", |x, _| x.f2xm1());
+    check(&case, up_to_one, false, 1);
     check(&case, fractions, true, 1);
 }
 
@@ -151,7 +159,7 @@ fn exponential() {
 fn logarithms() {
     let case = case!("fyl2x", |x, _| x.fyl2x());
     check(&case, positive, true, 1);
-    check(&case, any, true, 1);
+    check(&case, any, false, 1);
     let case = case!("fyl2xp1", |x, _| x.fyl2xp1());
     check(&case, near_zero, true, 1);
 }

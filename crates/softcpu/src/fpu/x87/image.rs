@@ -39,7 +39,9 @@ impl EnvForm {
 impl X87 {
     /// The tag word, two bits a register.
     pub fn tag_word(&self) -> u16 {
-        self.regs.iter().enumerate().fold(0, |tags, (i, x)| {
+        let registers = self.sign_exps.iter().zip(&self.significands).enumerate();
+        registers.fold(0, |tags, (i, (&sign_exp, &significand))| {
+            let x = F80::new(sign_exp, significand);
             let tag = match () {
                 _ if self.full >> i & 1 == 0 => 3,
                 _ if x.is_zero() => 1,

@@ -35,8 +35,11 @@ const KEPT: u16 = Flags::ALL as u16 | SF | CODES;
 /// The x87 unit's registers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct X87 {
-    /// R0 to R7, in physical order.
-    regs: [F80; 8],
+    /// Significands of R0 to R7: the MMX registers. Apart from the exponents, so that each half is
+    /// loaded as it was stored and the host forwards it.
+    significands: [u64; 8],
+    /// Signs and exponents of R0 to R7.
+    sign_exps: [u16; 8],
     /// Which of them are in use: the abridged tag word.
     full: u8,
     /// TOP, 0 to 7.
@@ -61,7 +64,8 @@ impl Default for X87 {
     /// As FNINIT leaves it, registers zero.
     fn default() -> Self {
         Self {
-            regs: [F80::ZERO; 8],
+            significands: [0; 8],
+            sign_exps: [0; 8],
             full: 0,
             top: 0,
             control: 0x37f,
@@ -79,7 +83,8 @@ impl Default for X87 {
 impl X87 {
     /// FNINIT. The data registers keep their contents.
     pub fn fninit(&mut self) {
-        *self = Self { regs: self.regs, ..Self::default() };
+        let (significands, sign_exps) = (self.significands, self.sign_exps);
+        *self = Self { significands, sign_exps, ..Self::default() };
     }
 
     /// The control word (FNSTCW).
@@ -149,13 +154,16 @@ impl X87 {
     /// The contents of ST(`i`), in use or not. `i` counts modulo 8.
     #[inline]
     pub fn st(&self, i: usize) -> F80 {
-        self.regs[self.physical(i)]
+        let i = self.physical(i);
+        F80::new(self.sign_exps[i], self.significands[i])
     }
 
     /// Overwrites the contents of ST(`i`), leaving its tag alone.
     #[inline]
     pub fn set_st_raw(&mut self, i: usize, value: F80) {
-        self.regs[self.physical(i)] = value;
+        let i = self.physical(i);
+        self.significands[i] = value.mantissa;
+        self.sign_exps[i] = value.sign_exp;
     }
 
     /// Whether ST(`i`) is empty.
@@ -167,13 +175,14 @@ impl X87 {
     /// MMX register `i`: the significand of physical register `i`.
     #[inline]
     pub fn mmx(&self, i: usize) -> u64 {
-        self.regs[i & 7].mantissa
+        self.significands[i & 7]
     }
 
     /// Writes MMX register `i`, which sets the sign and exponent bits of its alias.
     #[inline]
     pub fn set_mmx(&mut self, i: usize, value: u64) {
-        self.regs[i & 7] = F80::new(0xffff, value);
+        self.significands[i & 7] = value;
+        self.sign_exps[i & 7] = 0xffff;
     }
 
     /// What any MMX instruction but EMMS does first: TOP is 0, all registers are in use.
@@ -205,9 +214,8 @@ impl X87 {
     /// Writes ST(`i`) and marks it in use.
     #[inline]
     fn set_st(&mut self, i: usize, value: F80) {
-        let physical = self.physical(i);
-        self.regs[physical] = value;
-        self.full |= 1 << physical;
+        self.set_st_raw(i, value);
+        self.full |= 1 << self.physical(i);
     }
 
     #[inline]
