@@ -249,5 +249,21 @@ fn what_controls_allow() {
         ("NMI-window exiting with virtual NMIs", long_mode, |w| {
             w.pin(Pin::VIRTUAL_NMIS).primary(P::NMI_WINDOW_EXITING);
         }),
+        ("the highest vector for posted interrupts", posted, |w| { w.set(F::PostedInterruptVector, 0xff); }),
+        ("all CR3-target values", long_mode, |w| { w.set(F::Cr3TargetCount, 4); }),
+        ("the highest exception vector", long_mode, |w| { inject(w, InterruptionInfo::exception(31, false)); }),
+        ("the longest instruction", long_mode, |w| {
+            inject(w, InterruptionInfo::event(InterruptionType::SoftwareInterrupt, 0x80))
+                .set(F::EntryInstructionLength, 15);
+            w.caps.misc &= !crate::caps::misc::ZERO_LENGTH_INJECTION;
+        }),
+        ("HLAT with the highest prefix size", long_mode, |w| {
+            w.everything().tertiary(T::ENABLE_HLAT).set(F::HlatPrefixSize, 1).caps.ept_vpid |= 1 << 48;
+        }),
+        ("uncacheable EPT structures", long_mode, |w| { w.set(F::EptPointer, 0x20_0058); }),
+        ("an error code for an unrestricted guest in protected mode", long_mode, |w| {
+            w.secondary(S::UNRESTRICTED_GUEST);
+            inject(strict_error_codes(w), InterruptionInfo::exception(vector::PAGE_FAULT, true));
+        }),
     ]);
 }

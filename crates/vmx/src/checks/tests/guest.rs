@@ -210,6 +210,7 @@ pub(super) const SEGMENT_CASES: &[Case] = &[
         w.set(F::GuestCsAccessRights, 0xfb).set(F::GuestSsAccessRights, 0xf3);
     }),
     (Rule::DataSegmentDpl, F::GuestDsAccessRights, ring_3, |w| { w.set(F::GuestDsAccessRights, 0xc093); }),
+    (Rule::DataSegmentDpl, F::GuestDsAccessRights, ring_3, |w| { w.set(F::GuestDsAccessRights, 0xc09b); }),
     (Rule::SegmentPresent, F::GuestCsAccessRights, long_mode, |w| { w.clear(F::GuestCsAccessRights, 1 << 7); }),
     (Rule::SegmentPresent, F::GuestTrAccessRights, long_mode, |w| { w.clear(F::GuestTrAccessRights, 1 << 7); }),
     (Rule::SegmentReserved, F::GuestCsAccessRights, long_mode, |w| { w.or(F::GuestCsAccessRights, 1 << 8); }),
@@ -267,5 +268,23 @@ fn what_guest_state_allows() {
         }),
         ("compatibility mode", long_mode, |w| { w.set(F::GuestCsAccessRights, 0xc09b).set(F::GuestRip, 0x1000); }),
         ("entry to SMM", long_mode, |w| { w.in_smm().entry(N::ENTRY_TO_SMM).set(F::GuestInterruptibility, SMI); }),
+        ("wait-for-SIPI outside SMM", long_mode, |w| { w.set(F::GuestActivity, WAIT_FOR_SIPI); }),
+        ("the highest UINV", long_mode, |w| { w.everything().entry(N::LOAD_UINV).set(F::GuestUinv, 0xff); }),
+        ("the highest table limit", long_mode, |w| { w.set(F::GuestIdtrLimit, 0xffff); }),
+        ("conforming code of SS's DPL", long_mode, |w| { w.set(F::GuestCsAccessRights, 0xa09f); }),
+        ("conforming readable code as DS below its RPL", ring_3, |w| { w.set(F::GuestDsAccessRights, 0xc09f); }),
+        ("DS below its RPL in an unrestricted guest", ring_3, |w| {
+            w.secondary(S::ENABLE_EPT | S::UNRESTRICTED_GUEST).set(F::GuestDsAccessRights, 0xc093);
+        }),
+        ("SS's RPL in an unrestricted guest", real_mode, |w| { w.set(F::GuestSsSelector, 3); }),
+        ("SS's RPL in virtual-8086 mode", virtual_8086, |w| {
+            w.set(F::GuestSsSelector, 0x1235).set(F::GuestSsBase, 0x1_2350);
+        }),
+        ("no PDPTEs with 32-bit paging", pae, |w| {
+            w.clear(F::GuestCr4, cr::CR4_PAE).memory.insert(0x30_0020, u64::MAX);
+        }),
+        ("no PDPTEs in IA-32e mode", long_mode, |w| {
+            w.without(S::ENABLE_EPT).memory.insert(0x30_0000, u64::MAX);
+        }),
     ]);
 }

@@ -74,5 +74,9 @@ fn what_host_state_allows() {
             w.clear(F::ExitControls, X::LOAD_EFER.bits().into()).set(F::HostEfer, u64::MAX);
         }),
         ("PCIDE in 64-bit mode", long_mode, |w| { w.or(F::HostCr4, cr::CR4_PCIDE); }),
+        ("CR0.WP may be 0 without CET", long_mode, |w| { w.clear(F::HostCr0, cr::CR0_WP); }),
+        ("IA32_PKRS within 32 bits", long_mode, |w| {
+            w.everything().exit(X::LOAD_PKRS).set(F::HostPkrs, 0xffff_ffff);
+        }),
     ]);
 }
