@@ -186,11 +186,10 @@ pub fn f80_to_bcd(v: F80, env: &mut Env) -> [u8; 10] {
         env.rounded_up = up;
     }
     let mut bytes = [0; 10];
-    let (sign, digits) = bytes.split_last_mut().expect("ten bytes");
-    for byte in digits {
+    for byte in &mut bytes[..9] {
         *byte = (whole % 10) as u8 | ((whole / 10 % 10) as u8) << 4;
         whole /= 100;
     }
-    *sign = u8::from(v.is_negative()) << 7;
+    bytes[9] = u8::from(v.is_negative()) << 7;
     bytes
 }

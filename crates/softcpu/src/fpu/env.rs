@@ -87,7 +87,7 @@ pub struct Env {
     pub masks: u8,
     /// Exceptions raised, as [`Flags`] bits. Operations only add to it.
     pub flags: u8,
-    /// The last inexact result was rounded away from zero (what the x87 reports in C1).
+    /// The last result, if inexact, was rounded away from zero (what the x87 reports in C1).
     pub rounded_up: bool,
     /// Tiny results become zero (when underflow is masked).
     pub ftz: bool,

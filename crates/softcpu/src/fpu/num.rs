@@ -105,12 +105,8 @@ pub(super) fn div(a: Num, b: Num) -> Exact {
     let rem = dividend - u128::from(sig) * u128::from(b.sig);
     // Only whether the remainder is below, at or above half the divisor matters.
     let twice = rem << 1;
-    let rest = match twice.cmp(&u128::from(b.sig)) {
-        _ if rem == 0 => 0,
-        std::cmp::Ordering::Less => 1,
-        std::cmp::Ordering::Equal => HALF,
-        std::cmp::Ordering::Greater => HALF | 1,
-    };
+    let divisor = u128::from(b.sig);
+    let rest = u64::from(twice >= divisor) << 63 | u64::from((rem != 0) & (twice != divisor));
     Exact { sign: a.sign ^ b.sign, exp: a.exp - b.exp - i32::from(below), sig, rest }
 }
 
@@ -193,11 +189,12 @@ pub(super) fn round(x: Exact, range: Range, env: &mut Env) -> (i32, u64) {
         return round_general(x, range, env);
     }
     // By far the commonest on the x87, without a branch that depends on the numbers.
-    let up = x.rest > HALF || (x.rest == HALF && x.sig & 1 != 0);
+    let up = x.rest.overflowing_add(HALF - 1 + (x.sig & 1)).1;
     let (sig, carry) = x.sig.overflowing_add(up.into());
-    let inexact = x.rest != 0;
-    env.raise(u8::from(inexact) * Flags::PE);
-    env.rounded_up = up | (env.rounded_up & !inexact);
+    if x.rest != 0 {
+        env.raise(Flags::PE);
+    }
+    env.rounded_up = up;
     (biased + i32::from(carry), sig | u64::from(carry) << 63)
 }
 

@@ -19,7 +19,7 @@ pub enum EnvForm {
 
 impl EnvForm {
     /// Bytes of FSTENV's image. FSAVE's is 80 more.
-    pub const fn len(self) -> usize {
+    pub const fn size(self) -> usize {
         match self {
             Self::Protected16 | Self::Real16 => 14,
             Self::Protected32 | Self::Real32 => 28,
@@ -28,7 +28,7 @@ impl EnvForm {
 
     /// Bytes a field takes.
     const fn width(self) -> usize {
-        self.len() / 7
+        self.size() / 7
     }
 
     const fn is_real(self) -> bool {
@@ -57,7 +57,7 @@ impl X87 {
         self.full = (0..8).fold(0, |full, i| full | u8::from(tags >> (2 * i) & 3 != 3) << i);
     }
 
-    /// FNSTENV's image, in the first [`EnvForm::len`] bytes. After writing it the caller must
+    /// FNSTENV's image, in the first [`EnvForm::size`] bytes. After writing it the caller must
     /// [`mask_all`](Self::mask_all).
     pub fn environment(&self, form: EnvForm) -> [u8; 28] {
         let (ip, dp) = (self.ip as u32, self.dp as u32);
@@ -81,7 +81,7 @@ impl X87 {
         image
     }
 
-    /// FLDENV from the first [`EnvForm::len`] bytes of `image`.
+    /// FLDENV from the first [`EnvForm::size`] bytes of `image`.
     pub fn set_environment(&mut self, image: &[u8; 28], form: EnvForm) {
         let mut fields = [0u32; 7];
         for (value, field) in fields.iter_mut().zip(image.chunks_exact(form.width())) {
@@ -103,23 +103,23 @@ impl X87 {
         }
     }
 
-    /// FNSAVE's image, in the first [`EnvForm::len`] + 80 bytes. After writing it the caller must
+    /// FNSAVE's image, in the first [`EnvForm::size`] + 80 bytes. After writing it the caller must
     /// [`fninit`](Self::fninit).
     pub fn save(&self, form: EnvForm) -> [u8; 108] {
         let mut image = [0; 108];
         image[..28].copy_from_slice(&self.environment(form));
-        for (i, slot) in image[form.len()..].chunks_exact_mut(10).take(8).enumerate() {
+        for (i, slot) in image[form.size()..].chunks_exact_mut(10).take(8).enumerate() {
             slot.copy_from_slice(&self.st(i).to_bytes());
         }
         image
     }
 
-    /// FRSTOR from the first [`EnvForm::len`] + 80 bytes of `image`.
+    /// FRSTOR from the first [`EnvForm::size`] + 80 bytes of `image`.
     pub fn restore(&mut self, image: &[u8; 108], form: EnvForm) {
         let mut environment = [0; 28];
         environment.copy_from_slice(&image[..28]);
         self.set_environment(&environment, form);
-        for (i, slot) in image[form.len()..].chunks_exact(10).take(8).enumerate() {
+        for (i, slot) in image[form.size()..].chunks_exact(10).take(8).enumerate() {
             let mut bytes = [0; 10];
             bytes.copy_from_slice(slot);
             self.set_st_raw(i, F80::from_bytes(bytes));
