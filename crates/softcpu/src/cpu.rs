@@ -315,6 +315,10 @@ pub struct Cpu {
     pub nonroot: bool,
     /// Blocking by STI, MOV SS and NMI ([`shadow`]).
     pub shadow: u32,
+    /// Length of the last instruction that stopped.
+    pub(crate) last_len: u8,
+    /// CR0 bits of the guest that VM entry does not load.
+    pub(crate) guest_cr0_kept: u64,
     /// The shadow was set by the very last instruction.
     pub(crate) shadow_is_new: bool,
     /// RFLAGS.TF was set when the instruction under way began.
@@ -421,6 +425,8 @@ impl Cpu {
             long64: false,
             nonroot: false,
             shadow: 0,
+            last_len: 0,
+            guest_cr0_kept: 0,
             shadow_is_new: false,
             step_pending: false,
             ea_base: [0; 8],

@@ -21,11 +21,16 @@ impl Cpu {
     /// Delivers an event, or says which VM exit it causes. Exceptions on the way are delivered in turn:
     /// as themselves, as double fault, or as shutdown.
     pub(crate) fn deliver(&mut self, event: Event) -> Option<ExitInfo> {
+        if let Some(exit) = self.intercept_event(&event) {
+            return Some(exit);
+        }
+        self.inject(event)
+    }
+
+    /// As [`Cpu::deliver`], but the event itself causes no VM exit: VM entry injects it.
+    pub(crate) fn inject(&mut self, event: Event) -> Option<ExitInfo> {
         let mut event = event;
         loop {
-            if let Some(exit) = self.intercept_event(&event) {
-                return Some(exit);
-            }
             match event.vector {
                 vector::PF if event.kind == EventKind::HardwareException => self.cr2 = event.payload,
                 vector::DB if event.kind == EventKind::HardwareException => self.record_debug(event.payload),
@@ -43,7 +48,12 @@ impl Cpu {
             }
             match std::mem::replace(&mut self.pending, Pending::None) {
                 Pending::Event(second) => match after(&event, second) {
-                    Some(next) => event = next,
+                    Some(next) => {
+                        if let Some(exit) = self.intercept_event(&next) {
+                            return Some(exit);
+                        }
+                        event = next;
+                    }
                     None => {
                         self.delivering = None;
                         return self.shutdown();

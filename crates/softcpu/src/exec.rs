@@ -122,7 +122,7 @@ impl Cpu {
             || self.single()
             || self.pending_debug != 0
             || self.activity != Activity::Active
-            || self.vmx.watches()
+            || self.vmx.watches(self.icount)
     }
 
     /// Everything that can happen between two instructions, in the order of the SDM (vol. 3 §6.9, §26.2).

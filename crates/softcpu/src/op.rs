@@ -127,6 +127,7 @@ pub fn next(cpu: &mut Cpu, op: OpRef) -> Flow {
 #[inline(never)]
 pub fn stop(cpu: &mut Cpu, op: OpRef, _why: Stop) -> Flow {
     cpu.rip = cpu.ip(&op);
+    cpu.last_len = op.len;
     cpu.icount += u64::from(op.nth);
     Flow::Stop
 }
