@@ -1,0 +1,1 @@
+//! Disk back ends: image formats, cache modes, I/O engines

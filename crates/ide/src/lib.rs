@@ -1,0 +1,1 @@
+//! IDE: ATA and ATAPI drives behind a PIIX3 bus-master controller
