@@ -28,7 +28,7 @@
 //! assert_eq!(x87.fst_f64(), Some((1.0f64 / 3.0).to_bits()));
 //! x87.pop();
 //! // The division was inexact, which is masked.
-//! assert_eq!(x87.status_word() & 0x3f, Flags::PE.into());
+//! assert_eq!(x87.status_word() & 0x3f, u16::from(Flags::PE));
 //! assert!(!x87.pending_exception());
 //! ```
 
