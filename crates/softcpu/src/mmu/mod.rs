@@ -20,7 +20,7 @@ use trapline_memory::paging::PagingMode;
 use crate::cpu::{Cpu, Stop, cr0, cr4};
 use crate::flags::bits;
 use crate::int::Int;
-use tlb::{Asids, SETS, Tlb};
+use tlb::{Asids, Tlb};
 
 pub(crate) const PAGE: u64 = 4096;
 
@@ -112,8 +112,6 @@ impl Replay {
 /// Translation state.
 pub struct Mmu {
     tlb: Tlb,
-    /// Which part of the TLB accesses of the running code use: a [`View`] times [`SETS`].
-    sel: usize,
     /// The current address space's number.
     asid: u64,
     asids: Asids,
@@ -145,7 +143,6 @@ impl Mmu {
     pub(crate) fn new(arena: &Arena) -> Self {
         Self {
             tlb: Tlb::new(),
-            sel: View::Supervisor as usize * SETS,
             asid: 0,
             asids: Asids::new(),
             key: 0,
@@ -211,7 +208,7 @@ impl Mmu {
     /// The host-physical address of code at `lin`, if the TLB knows it.
     #[inline(always)]
     pub(crate) fn cached_fetch(&self, lin: u64) -> Option<u64> {
-        let e = self.tlb.entry(lin, self.sel);
+        let e = self.tlb.entry(lin);
         ((lin & !(PAGE - 1)) ^ e.x == self.asid).then(|| lin.wrapping_add(e.addend).wrapping_sub(self.base))
     }
 
@@ -228,7 +225,7 @@ impl Mmu {
 
 impl Cpu {
     /// The view that explicit accesses have now.
-    fn view(&self) -> View {
+    fn wanted_view(&self) -> View {
         let ac = self.rflags & bits::AC != 0;
         if self.cpl < 3 {
             if ac && self.cr4 & cr4::SMAP != 0 { View::SupervisorAc } else { View::Supervisor }
@@ -241,7 +238,8 @@ impl Cpu {
 
     /// To be called when CPL or RFLAGS.AC changed.
     pub(crate) fn mmu_context_changed(&mut self) {
-        self.mmu.sel = self.view() as usize * SETS;
+        let view = self.wanted_view();
+        self.mmu.tlb.set_view(view);
     }
 
     /// To be called when CR0, CR3, CR4, EFER or PKRU changed; flushing is the caller's decision.
@@ -250,10 +248,26 @@ impl Cpu {
         self.mmu_context_changed();
     }
 
+    /// The host address of a `T` at `lin`, if the TLB has it for reading.
+    #[inline(always)]
+    pub(crate) fn hit_read<T: Plain>(&self, lin: u64) -> Option<HostPtr> {
+        let e = self.mmu.tlb.entry(lin);
+        let last = lin.wrapping_add(size_of::<T>() as u64 - 1) & !(PAGE - 1);
+        (last ^ e.r == self.mmu.asid).then(|| HostPtr::mapped(lin, e.addend))
+    }
+
+    /// The host address of a `T` at `lin`, if the TLB has it for writing.
+    #[inline(always)]
+    pub(crate) fn hit_write<T: Plain>(&self, lin: u64) -> Option<HostPtr> {
+        let e = self.mmu.tlb.entry(lin);
+        let last = lin.wrapping_add(size_of::<T>() as u64 - 1) & !(PAGE - 1);
+        (last ^ e.w == self.mmu.asid).then(|| HostPtr::mapped(lin, e.addend))
+    }
+
     /// Host address for reading `T` at `lin`, or the bounce buffer with a copy of it.
     #[inline(always)]
     pub(crate) fn read_ptr(&mut self, lin: u64, size: u64) -> Result<HostPtr, Stop> {
-        let e = self.mmu.tlb.entry(lin, self.mmu.sel);
+        let e = self.mmu.tlb.entry(lin);
         if (lin.wrapping_add(size - 1) & !(PAGE - 1)) ^ e.r == self.mmu.asid {
             return Ok(HostPtr::mapped(lin, e.addend));
         }
@@ -276,7 +290,7 @@ impl Cpu {
     #[inline(always)]
     pub fn store<T: Plain>(&mut self, lin: u64, v: T) -> Result<(), Stop> {
         let size = size_of::<T>() as u64;
-        let e = self.mmu.tlb.entry(lin, self.mmu.sel);
+        let e = self.mmu.tlb.entry(lin);
         if (lin.wrapping_add(size - 1) & !(PAGE - 1)) ^ e.w == self.mmu.asid {
             HostPtr::mapped(lin, e.addend).write(v);
             return Ok(());
@@ -292,7 +306,7 @@ impl Cpu {
     #[inline(always)]
     pub fn modify<T: Plain + Int>(&mut self, lin: u64, f: impl FnOnce(&mut Cpu, T) -> T) -> Result<(), Stop> {
         let size = size_of::<T>() as u64;
-        let e = self.mmu.tlb.entry(lin, self.mmu.sel);
+        let e = self.mmu.tlb.entry(lin);
         if (lin.wrapping_add(size - 1) & !(PAGE - 1)) ^ e.w == self.mmu.asid {
             let p = HostPtr::mapped(lin, e.addend);
             let v = f(self, p.read());
@@ -316,7 +330,7 @@ impl Cpu {
         mut f: impl FnMut(&mut Cpu, T) -> T,
     ) -> Result<(), Stop> {
         let size = size_of::<T>() as u64;
-        let e = self.mmu.tlb.entry(lin, self.mmu.sel);
+        let e = self.mmu.tlb.entry(lin);
         let mut ptr = HostPtr::mapped(lin, e.addend);
         if (lin.wrapping_add(size - 1) & !(PAGE - 1)) ^ e.w != self.mmu.asid {
             match self.writable_ram(lin, size)? {
@@ -383,16 +397,17 @@ impl Cpu {
     }
 
     fn as_supervisor<R>(&mut self, f: impl FnOnce(&mut Cpu) -> R) -> R {
-        let sel = std::mem::replace(&mut self.mmu.sel, View::Supervisor as usize * SETS);
+        let view = self.mmu.tlb.view();
+        self.mmu.tlb.set_view(View::Supervisor);
         let r = f(self);
-        self.mmu.sel = sel;
+        self.mmu.tlb.set_view(view);
         r
     }
 
     /// Host pointer for instruction bytes at `lin` and the host-physical address.
     #[inline(always)]
     pub(crate) fn fetch_hpa(&mut self, lin: u64) -> Result<u64, Stop> {
-        let e = self.mmu.tlb.entry(lin, self.mmu.sel);
+        let e = self.mmu.tlb.entry(lin);
         if (lin & !(PAGE - 1)) ^ e.x == self.mmu.asid {
             return Ok(lin.wrapping_add(e.addend).wrapping_sub(self.mmu.base));
         }
@@ -410,7 +425,7 @@ impl Cpu {
     /// For string instructions: the host pointer at `lin` for `kind`, if it is plain memory that the TLB
     /// knows (after trying once to make it so), valid up to the page's end.
     pub(crate) fn span(&mut self, lin: u64, kind: Kind) -> Option<HostPtr> {
-        let e = self.mmu.tlb.entry(lin, self.mmu.sel);
+        let e = self.mmu.tlb.entry(lin);
         let tag = if kind == Kind::Write { e.w } else { e.r };
         ((lin & !(PAGE - 1)) ^ tag == self.mmu.asid).then(|| HostPtr::mapped(lin, e.addend))
     }

@@ -1,6 +1,10 @@
 //! The software TLB: direct-mapped, with separate read, write and execute tags, each tagged with an
 //! address-space number, so that a change of address space is a change of one number.
 
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
+
 use super::PAGE;
 
 /// Entries of one set; there is one set for each way that privilege changes what is accessible.
@@ -38,6 +42,9 @@ impl TlbEntry {
     const EMPTY: Self = Self { r: Self::NONE, w: Self::NONE, x: Self::NONE, addend: 0 };
 }
 
+// SAFETY: `part` points into the box that the table owns.
+unsafe impl Send for Tlb {}
+
 /// The rights of a translation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rights {
@@ -49,6 +56,9 @@ pub(super) struct Rights {
 /// The table.
 pub(super) struct Tlb {
     entries: Box<[TlbEntry; 4 * SETS]>,
+    /// The part of the current view: `SETS` entries inside `entries`.
+    part: NonNull<TlbEntry>,
+    view: View,
     /// Regions of 2 MiB (by hash) from which a part of a large page was cached: an INVLPG there flushes
     /// everything, since the other parts cannot be found.
     large: Box<[u64; 64]>,
@@ -57,13 +67,33 @@ pub(super) struct Tlb {
 impl Tlb {
     pub fn new() -> Self {
         let entries = vec![TlbEntry::EMPTY; 4 * SETS].into_boxed_slice();
-        let Ok(entries) = entries.try_into() else { unreachable!("the length is the array's") };
-        Self { entries, large: Box::new([0; 64]) }
+        let Ok(mut entries) = <Box<[TlbEntry; 4 * SETS]>>::try_from(entries) else {
+            unreachable!("the length is the array's")
+        };
+        let part = NonNull::from(&mut entries[0]);
+        let mut tlb = Self { entries, part, view: View::User, large: Box::new([0; 64]) };
+        tlb.set_view(View::Supervisor);
+        tlb
     }
 
+    /// Makes `view` the one that [`Tlb::entry`] looks into.
+    pub fn set_view(&mut self, view: View) {
+        self.view = view;
+        self.part = NonNull::from(&mut self.entries[view as usize * SETS]);
+    }
+
+    /// The current view.
+    pub fn view(&self) -> View {
+        self.view
+    }
+
+    /// The entry where the current view's translation of `lin` would be.
     #[inline(always)]
-    pub fn entry(&self, lin: u64, sel: usize) -> &TlbEntry {
-        &self.entries[((lin >> 12) as usize & (SETS - 1) | sel) & (4 * SETS - 1)]
+    pub fn entry(&self, lin: u64) -> &TlbEntry {
+        let index = (lin >> 12) as usize & (SETS - 1);
+        // SAFETY: `part` points to `SETS` entries of the box, which is never replaced; shared access
+        // here is through `&self`, writes go through `&mut self`.
+        unsafe { self.part.add(index).as_ref() }
     }
 
     pub fn fill(&mut self, lin: u64, view: View, asid: u64, addend: u64, rights: Rights, large: Option<u32>) {

@@ -6,7 +6,7 @@ use trapline_memory::paging::{self, Access, PagingFlags, PagingKind, PagingMode,
 use trapline_memory::table::{PageSize, TableMemory};
 
 use super::host::HostPtr;
-use super::tlb::{Rights, SETS, View};
+use super::tlb::{Rights, View};
 use super::{DeviceAccess, Kind, PAGE, PageFlags, Replay, Target};
 use crate::cpu::{Cpu, Event, EventKind, ExitInfo, Pending, Stop, cr0, cr4, efer, vector};
 use crate::flags::bits;
@@ -137,12 +137,7 @@ impl Cpu {
         if long && !self.canonical(lin) {
             return Err(self.gp(0));
         }
-        let view = match self.mmu.sel / SETS {
-            0 => View::User,
-            2 => View::SupervisorAc,
-            3 => View::Checked,
-            _ => View::Supervisor,
-        };
+        let view = self.mmu.tlb.view();
         let user = matches!(view, View::User | View::Checked);
         let access = Access {
             write: kind == Kind::Write,
@@ -175,6 +170,7 @@ impl Cpu {
             }
         };
         let Some(ptr) = self.mmu.host(hpa, 1) else {
+            self.pending = Pending::None;
             return Ok(Target::Device { gpa: leaf.gpa });
         };
         if self.mmu.flags.get(hpa) & PageFlags::CODE != 0 {
@@ -275,7 +271,7 @@ impl Cpu {
 
     /// #AC for an unaligned access that must be checked.
     fn check_alignment(&mut self, lin: u64, size: u64) -> Result<(), Stop> {
-        let checked = self.mmu.sel / SETS == View::Checked as usize;
+        let checked = self.mmu.tlb.view() == View::Checked;
         if checked && size.is_power_of_two() && size <= 8 && lin & (size - 1) != 0 {
             return Err(self.raise(vector::AC, Some(0)));
         }

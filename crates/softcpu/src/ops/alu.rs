@@ -1,10 +1,10 @@
 //! Integer arithmetic and logic with two operands, and INC, DEC, NEG, NOT, XADD, CMPXCHG, XCHG.
 
-use super::ea;
+use super::{ea, fast_ea};
 use crate::cpu::{Cpu, Stop, reg};
 use crate::flags::Flags;
 use crate::int::Int;
-use crate::mmu::{Kind, Plain};
+use crate::mmu::{HostPtr, Kind, Plain};
 use crate::op::{Flow, Op, OpRef, next, stop};
 
 /// An operation on two integers that sets the flags.
@@ -106,6 +106,20 @@ pub fn ri<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// Register with memory.
 pub fn rm<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_read::<T>(lin)) {
+        let a = T::get(cpu, op.r1);
+        let r = A::exec(&mut cpu.flags, a, p.read());
+        if A::WRITES {
+            r.put(cpu, op.r1);
+        }
+        return next(cpu, op);
+    }
+    rm_slow::<A, T, E>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn rm_slow<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let b: T = match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Read).and_then(|lin| cpu.load(lin)) {
         Ok(b) => b,
         Err(s) => return stop(cpu, op, s),
@@ -131,8 +145,28 @@ fn mem_with<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: &Op, b: T) -
     }
 }
 
+/// The destination, if the TLB has it for what the operation does.
+#[inline(always)]
+fn hit<A: Alu, T: Int + Plain>(cpu: &Cpu, lin: u64) -> Option<HostPtr> {
+    if A::WRITES { cpu.hit_write::<T>(lin) } else { cpu.hit_read::<T>(lin) }
+}
+
 /// Memory with register.
 pub fn mr<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| hit::<A, T>(cpu, lin)) {
+        let b = T::get(cpu, op.r2);
+        let r = A::exec(&mut cpu.flags, p.read::<T>(), b);
+        if A::WRITES {
+            p.write(r);
+        }
+        return next(cpu, op);
+    }
+    mr_slow::<A, T, E>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn mr_slow<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let b = T::get(cpu, op.r2);
     match mem_with::<A, T, E>(cpu, &op, b) {
         Ok(()) => next(cpu, op),
@@ -142,6 +176,20 @@ pub fn mr<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow
 
 /// Memory with immediate.
 pub fn mi<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| hit::<A, T>(cpu, lin)) {
+        let b = T::of(op.imm);
+        let r = A::exec(&mut cpu.flags, p.read::<T>(), b);
+        if A::WRITES {
+            p.write(r);
+        }
+        return next(cpu, op);
+    }
+    mi_slow::<A, T, E>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn mi_slow<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let b = T::of(op.imm);
     match mem_with::<A, T, E>(cpu, &op, b) {
         Ok(()) => next(cpu, op),
@@ -217,6 +265,17 @@ pub fn r<U: Unary, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// Memory.
 pub fn m<U: Unary, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_write::<T>(lin)) {
+        let r = U::exec(&mut cpu.flags, p.read::<T>());
+        p.write(r);
+        return next(cpu, op);
+    }
+    m_slow::<U, T, E>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn m_slow<U: Unary, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let done = ea::<E>(cpu, &op, T::BYTES as u64, Kind::Write)
         .and_then(|lin| cpu.modify::<T>(lin, |cpu, a| U::exec(&mut cpu.flags, a)));
     match done {

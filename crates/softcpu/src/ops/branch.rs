@@ -4,7 +4,7 @@ use super::ea;
 use crate::cpu::{Cpu, RBLOCK, Stop, reg};
 use crate::int::Int;
 use crate::mmu::{Kind, Plain};
-use crate::op::{Flow, Op, OpRef, jumped, stop};
+use crate::op::{Flow, Op, OpRef, stop};
 
 /// Counts the block's instructions, and says whether the chain may go on.
 #[inline(always)]
@@ -156,6 +156,17 @@ pub fn loop_cx(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// CALL relative: pushes the return address, then the exit operation follows.
 pub fn call_rel<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some((sp, p)) = cpu.fast_push::<T>() {
+        p.write(T::of(cpu.ip_after(&op)));
+        cpu.regs[usize::from(reg::RSP)] = sp;
+        return exit_at(cpu, op, 1);
+    }
+    call_rel_slow::<T>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn call_rel_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let back = cpu.ip_after(&op);
     match cpu.push(T::of(back)) {
         Ok(()) => exit_at(cpu, op, 1),
@@ -226,6 +237,20 @@ pub fn call_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// RET, with `imm` bytes of arguments to release.
 pub fn ret<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some(p) = cpu.fast_peek::<T>() {
+        let target = p.read::<T>().zx();
+        if cpu.canonical(target) {
+            let sp = &mut cpu.regs[usize::from(reg::RSP)];
+            *sp = sp.wrapping_add(T::BYTES as u64 + op.imm);
+            return take_lookup(cpu, target, op.nth + 1);
+        }
+    }
+    ret_slow::<T>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn ret_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match cpu.peek::<T>(0) {
         Ok(target) => {
             let target = target.zx();
@@ -238,9 +263,4 @@ pub fn ret<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
         }
         Err(s) => stop(cpu, op, s),
     }
-}
-
-/// The instruction has set `rip`; look everything up anew.
-pub fn resync(cpu: &mut Cpu, op: OpRef) -> Flow {
-    jumped(cpu, op, Flow::Sync)
 }

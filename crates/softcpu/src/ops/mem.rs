@@ -1,9 +1,9 @@
 //! Data movement: MOV, MOVZX, MOVSX, LEA, CMOVcc, SETcc, PUSH, POP, conversions, and the stack.
 
-use super::{WIDE_DISP, ea, offset};
+use super::{ea, fast_ea, offset};
 use crate::cpu::{Cpu, Stop, attr, reg, seg};
 use crate::int::{HIGH_BYTE, Int};
-use crate::mmu::{Kind, Plain};
+use crate::mmu::{HostPtr, Kind, Plain};
 use crate::op::{Flow, Op, OpRef, next, stop};
 
 impl Cpu {
@@ -52,6 +52,22 @@ impl Cpu {
         Ok(())
     }
 
+    /// In 64-bit mode: the stack pointer after a push of a `T`, and where it goes if the TLB knows.
+    #[inline(always)]
+    pub(crate) fn fast_push<T: Int + Plain>(&self) -> Option<(u64, HostPtr)> {
+        let sp = self.regs[usize::from(reg::RSP)].wrapping_sub(T::BYTES as u64);
+        if !self.long64 {
+            return None;
+        }
+        Some((sp, self.hit_write::<T>(sp)?))
+    }
+
+    /// In 64-bit mode: where the top of the stack is, if the TLB knows.
+    #[inline(always)]
+    pub(crate) fn fast_peek<T: Int + Plain>(&self) -> Option<HostPtr> {
+        if self.long64 { self.hit_read::<T>(self.regs[usize::from(reg::RSP)]) } else { None }
+    }
+
     /// Reads the stack `at` bytes above its top.
     ///
     /// # Errors
@@ -89,6 +105,16 @@ pub fn mov_ri<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// MOV register, memory.
 pub fn load<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_read::<T>(lin)) {
+        p.read::<T>().put(cpu, op.r1);
+        return next(cpu, op);
+    }
+    load_slow::<T, E>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn load_slow<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Read).and_then(|lin| cpu.load::<T>(lin)) {
         Ok(v) => v.put(cpu, op.r1),
         Err(s) => return stop(cpu, op, s),
@@ -98,6 +124,16 @@ pub fn load<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// MOV memory, register.
 pub fn store<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_write::<T>(lin)) {
+        p.write(T::get(cpu, op.r2));
+        return next(cpu, op);
+    }
+    store_slow::<T, E>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn store_slow<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = T::get(cpu, op.r2);
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Write).and_then(|lin| cpu.store(lin, v)) {
         Ok(()) => next(cpu, op),
@@ -107,6 +143,16 @@ pub fn store<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// MOV memory, immediate.
 pub fn store_imm<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_write::<T>(lin)) {
+        p.write(T::of(op.imm));
+        return next(cpu, op);
+    }
+    store_imm_slow::<T, E>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn store_imm_slow<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = T::of(op.imm);
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Write).and_then(|lin| cpu.store(lin, v)) {
         Ok(()) => next(cpu, op),
@@ -128,6 +174,16 @@ pub fn movsx_rr<D: Int, S: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// MOVZX register, memory.
 pub fn movzx_rm<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_read::<S>(lin)) {
+        D::of(p.read::<S>().zx()).put(cpu, op.r1);
+        return next(cpu, op);
+    }
+    movzx_rm_slow::<D, S, E>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn movzx_rm_slow<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, S::BYTES as u64, Kind::Read).and_then(|lin| cpu.load::<S>(lin)) {
         Ok(v) => D::of(v.zx()).put(cpu, op.r1),
         Err(s) => return stop(cpu, op, s),
@@ -137,6 +193,16 @@ pub fn movzx_rm<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -
 
 /// MOVSX, MOVSXD register, memory.
 pub fn movsx_rm<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_read::<S>(lin)) {
+        D::of(p.read::<S>().sx()).put(cpu, op.r1);
+        return next(cpu, op);
+    }
+    movsx_rm_slow::<D, S, E>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn movsx_rm_slow<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, S::BYTES as u64, Kind::Read).and_then(|lin| cpu.load::<S>(lin)) {
         Ok(v) => D::of(v.sx()).put(cpu, op.r1),
         Err(s) => return stop(cpu, op, s),
@@ -192,6 +258,17 @@ pub fn setcc_m<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// PUSH register.
 pub fn push_r<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some((sp, p)) = cpu.fast_push::<T>() {
+        p.write(T::get(cpu, op.r2));
+        cpu.regs[usize::from(reg::RSP)] = sp;
+        return next(cpu, op);
+    }
+    push_r_slow::<T>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn push_r_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = T::get(cpu, op.r2);
     match cpu.push(v) {
         Ok(()) => next(cpu, op),
@@ -201,6 +278,17 @@ pub fn push_r<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// PUSH immediate.
 pub fn push_i<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some((sp, p)) = cpu.fast_push::<T>() {
+        p.write(T::of(op.imm));
+        cpu.regs[usize::from(reg::RSP)] = sp;
+        return next(cpu, op);
+    }
+    push_i_slow::<T>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn push_i_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match cpu.push(T::of(op.imm)) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -220,6 +308,18 @@ pub fn push_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// POP register.
 pub fn pop_r<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some(p) = cpu.fast_peek::<T>() {
+        let sp = &mut cpu.regs[usize::from(reg::RSP)];
+        *sp = sp.wrapping_add(T::BYTES as u64);
+        p.read::<T>().put(cpu, op.r1);
+        return next(cpu, op);
+    }
+    pop_r_slow::<T>(cpu, op)
+}
+
+#[cold]
+#[inline(never)]
+fn pop_r_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match cpu.peek::<T>(0) {
         Ok(v) => {
             cpu.release(T::BYTES as u64);
@@ -373,9 +473,4 @@ pub fn sahf(cpu: &mut Cpu, op: OpRef) -> Flow {
     let ah = u64::from(u8::get(cpu, reg::RAX | HIGH_BYTE)) & crate::flags::bits::ARITH;
     cpu.flags.set(ah | of);
     next(cpu, op)
-}
-
-/// A moffs has a displacement of 64 bits.
-pub(crate) const fn is_wide(op: &Op) -> bool {
-    op.aux & WIDE_DISP != 0
 }

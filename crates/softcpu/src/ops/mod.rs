@@ -38,6 +38,18 @@ pub fn ea<const E: u8>(cpu: &mut Cpu, op: &Op, size: u64, kind: Kind) -> Result<
     }
 }
 
+/// As [`ea`], where it takes no checks: `None` in legacy modes.
+#[inline(always)]
+pub fn fast_ea<const E: u8>(cpu: &Cpu, op: &Op) -> Option<u64> {
+    let base = cpu.regs[usize::from(op.base & 31)].wrapping_add(i64::from(op.disp) as u64);
+    match E {
+        form::BASE => Some(base),
+        form::INDEX => Some(base.wrapping_add(cpu.regs[usize::from(op.index & 31)] << (op.scale & 3))),
+        _ if cpu.long64 => Some(cpu.ea_base[usize::from(op.seg & 7)].wrapping_add(offset(cpu, op))),
+        _ => None,
+    }
+}
+
 /// The offset of a memory operand in its segment, cut to the address size.
 #[inline]
 pub fn offset(cpu: &Cpu, op: &Op) -> u64 {
