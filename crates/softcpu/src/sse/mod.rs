@@ -32,7 +32,7 @@ mod shuffle;
 mod string;
 
 #[cfg(all(test, target_arch = "x86_64", unix))]
-mod tests;
+pub(crate) mod tests;
 
 pub use crate::fpu::{Compare, Mxcsr, SimdException};
 pub use aes::*;

@@ -4,7 +4,13 @@
 use std::sync::Once;
 
 use iced_x86::code_asm::*;
-use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
+use iced_x86::{Code, Encoder, Instruction, Register};
+
+macro_rules! field {
+    ($name:ident) => {
+        std::mem::offset_of!(State, $name) as i32
+    };
+}
 
 /// The registers that an instruction under test may use. XMM1 and MM1 are its destination, XMM2 and MM2 its
 /// source.
@@ -12,6 +18,8 @@ use iced_x86::{Code, Encoder, Instruction, MemoryOperand, Register};
 #[repr(C, align(16))]
 pub struct State {
     pub xmm: [[u8; 16]; 3],
+    /// The memory operand; RDI points here.
+    pub memory: [u8; 16],
     pub mm: [u64; 3],
     pub rax: u64,
     pub rcx: u64,
@@ -22,11 +30,12 @@ pub struct State {
     pub faulted: u32,
     outside_mxcsr: u32,
     landing: u64,
-    memory: [u8; 16],
 }
 
 /// Arithmetic flags: OF, SF, ZF, AF, PF, CF.
 pub const FLAGS: u64 = 0x8d5;
+/// Where the memory operand is from RBX.
+pub const MEMORY: i32 = field!(memory);
 /// All exceptions masked, round to nearest.
 pub const MXCSR_DEFAULT: u32 = 0x1f80;
 
@@ -34,6 +43,7 @@ impl Default for State {
     fn default() -> Self {
         Self {
             xmm: [[0; 16]; 3],
+            memory: [0; 16],
             mm: [0; 3],
             rax: 0,
             rcx: 0,
@@ -43,18 +53,11 @@ impl Default for State {
             faulted: 0,
             outside_mxcsr: 0,
             landing: 0,
-            memory: [0; 16],
         }
     }
 }
 
-macro_rules! field {
-    ($name:ident) => {
-        std::mem::offset_of!(State, $name) as i32
-    };
-}
-
-/// The instruction with registers XMM1/MM1 and XMM2/MM2 (and EAX or RAX where it wants one).
+/// The instruction with these operands.
 pub fn instruction(code: Code, operands: &[Operand]) -> Instruction {
     let mut i = Instruction::default();
     i.set_code(code);
@@ -70,12 +73,12 @@ pub fn instruction(code: Code, operands: &[Operand]) -> Instruction {
                 i.set_immediate8(*v);
             }
             Operand::Memory => {
-                let m = MemoryOperand::with_base_displ(Register::RBX, field!(memory).into());
                 i.set_op_kind(n, iced_x86::OpKind::Memory);
-                i.set_memory_base(m.base);
-                i.set_memory_displacement64(m.displacement as u64);
-                i.set_memory_displ_size(4);
+                i.set_memory_base(Register::RBX);
+                i.set_memory_displacement64(MEMORY as u64);
+                i.set_memory_displ_size(8);
             }
+            Operand::Rdi => i.set_op_kind(n, iced_x86::OpKind::MemorySegRDI),
         }
     }
     i
@@ -85,8 +88,9 @@ pub fn instruction(code: Code, operands: &[Operand]) -> Instruction {
 pub enum Operand {
     Reg(Register),
     Imm(u8),
-    #[allow(dead_code)]
     Memory,
+    /// The implicit operand of the masked stores.
+    Rdi,
 }
 
 /// A page of host code around one instruction.
@@ -166,6 +170,7 @@ fn assemble(instruction: &[u8]) -> Result<(Vec<u8>, usize), iced_x86::IcedError>
     a.mov(rax, qword_ptr(rbx + field!(rax)))?;
     a.mov(rcx, qword_ptr(rbx + field!(rcx)))?;
     a.mov(rdx, qword_ptr(rbx + field!(rdx)))?;
+    a.lea(rdi, xmmword_ptr(rbx + MEMORY))?;
     a.push(qword_ptr(rbx + field!(rflags)))?;
     a.popfq()?;
     a.ldmxcsr(dword_ptr(rbx + field!(mxcsr)))?;

@@ -1,7 +1,7 @@
 //! Every operation against the host processor executing the same instruction.
 
-mod host;
+pub(crate) mod host;
 mod integer;
-mod operands;
+pub(crate) mod operands;
 mod scalar;
 mod special;

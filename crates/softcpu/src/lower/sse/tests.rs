@@ -1,0 +1,460 @@
+//! Instructions executed on the processor and on the host: the same bytes, the same result.
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use iced_x86::{Code, Decoder, DecoderOptions, Encoder, Instruction, OpCodeOperandKind as Kind, Register};
+use trapline_memory::arena::{Arena, ArenaOptions};
+
+use crate::cpu::{Cpu, Pending, RBLOCK, cr0, cr4, reg, vector};
+use crate::cpuid::Model;
+use crate::lower::Lowering;
+use crate::op::{Flow, Op, OpRef};
+use crate::sse::tests::host::{FLAGS, Host, MEMORY, MXCSR_DEFAULT, Operand, State, instruction};
+use crate::sse::tests::operands::Random;
+use crate::sse::{Mxcsr, Xmm};
+
+/// Guest address that RBX points to.
+const BASE: u64 = 0x4000;
+
+struct Machine {
+    cpu: Cpu,
+    arena: Arc<Arena>,
+    model: Model,
+}
+
+/// The end of a test's block.
+fn done(_: &mut Cpu, _: OpRef) -> Flow {
+    Flow::Lookup
+}
+
+impl Machine {
+    /// A processor in flat 64-bit mode without paging, SSE switched on.
+    fn new() -> Self {
+        let arena = Arc::new(Arena::new(1 << 20, &ArenaOptions::default()).unwrap());
+        let mut cpu = Cpu::new(arena.clone(), Arc::new(Model::v1()));
+        cpu.long64 = true;
+        cpu.ip_mask = u64::MAX;
+        cpu.ea_base = [0; 8];
+        cpu.cr0 = cr0::PE | cr0::NE;
+        cpu.cr4 = cr4::OSFXSR | cr4::OSXMMEXCPT;
+        Self { cpu, arena, model: Model::v1() }
+    }
+
+    /// Lowers the instructions into one block; `None` if one of them is unknown.
+    fn lower(&self, instructions: &[Instruction]) -> Option<Vec<Op>> {
+        let mut ops = Vec::new();
+        let mut l = Lowering {
+            model: &self.model,
+            bits: 64,
+            key: 2,
+            start: 0x1000,
+            lin: 0x1000,
+            off: 0,
+            len: 0,
+            nth: 0,
+            previous: None,
+            ops: &mut ops,
+        };
+        for i in instructions {
+            let mut encoder = Encoder::new(64);
+            let len = encoder.encode(i, 0x1000 + u64::from(l.off)).unwrap();
+            let bytes = encoder.take_buffer();
+            let ip = 0x1000 + u64::from(l.off);
+            let decoded = Decoder::with_ip(64, &bytes, ip, DecoderOptions::NONE).decode();
+            if decoded.code() != i.code() {
+                return None;
+            }
+            l.len = len as u8;
+            super::lower(&mut l, &decoded)?;
+            l.off += len as u16;
+            l.nth += 1;
+        }
+        let end = l.op(done);
+        ops.push(end);
+        Some(ops)
+    }
+
+    /// Runs a block; the vector of the exception that stopped it, if one did.
+    fn run(&mut self, ops: &[Op]) -> Option<u8> {
+        self.cpu.pending = Pending::None;
+        self.cpu.mmu.replay.clear();
+        self.cpu.rip = 0;
+        self.cpu.regs[usize::from(RBLOCK)] = 0x1000;
+        // SAFETY: the operations stay where they are until the block has run, and it ends.
+        let first = unsafe { OpRef::new(NonNull::from(&ops[0])) };
+        match (first.run)(&mut self.cpu, first) {
+            Flow::Lookup => None,
+            Flow::Stop => match self.cpu.pending {
+                Pending::Event(e) => Some(e.vector),
+                other => panic!("stopped by {other:?}"),
+            },
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn execute(&mut self, instructions: &[Instruction]) -> Option<u8> {
+        let ops = self.lower(instructions).expect("instruction unknown");
+        self.run(&ops)
+    }
+
+    fn load(&mut self, s: &State) {
+        let at = BASE + MEMORY as u64;
+        for i in 0..3 {
+            self.cpu.xmm[i] = Xmm(s.xmm[i]);
+            self.cpu.x87.set_mmx(i, s.mm[i]);
+        }
+        self.cpu.x87.enter_mmx();
+        for (r, v) in
+            [(reg::RAX, s.rax), (reg::RCX, s.rcx), (reg::RDX, s.rdx), (reg::RBX, BASE), (reg::RDI, at)]
+        {
+            self.cpu.regs[usize::from(r)] = v;
+        }
+        self.cpu.flags.set(s.rflags & FLAGS);
+        self.cpu.mxcsr = Mxcsr::new(s.mxcsr);
+        self.arena.write_bytes(at, &s.memory).unwrap();
+    }
+
+    /// The state afterwards, over the state before.
+    fn store(&self, before: &State) -> State {
+        let mut s = *before;
+        for i in 0..3 {
+            s.xmm[i] = self.cpu.xmm[i].0;
+            s.mm[i] = self.cpu.x87.mmx(i);
+        }
+        let get = |r: u8| self.cpu.regs[usize::from(r)];
+        (s.rax, s.rcx, s.rdx) = (get(reg::RAX), get(reg::RCX), get(reg::RDX));
+        s.rflags = self.cpu.flags.get();
+        s.mxcsr = self.cpu.mxcsr.value();
+        self.arena.read_bytes(BASE + MEMORY as u64, &mut s.memory).unwrap();
+        s
+    }
+}
+
+/// Operands for a code, its memory operand in memory or not; `None` if it has no such form.
+fn operands(code: Code, memory: bool, imm: u8) -> Option<Vec<Operand>> {
+    let info = code.op_code();
+    let mut vectors = [Register::XMM1, Register::XMM2].into_iter();
+    let mut mmx = [Register::MM1, Register::MM2].into_iter();
+    let mut has_memory = false;
+    let mut out = Vec::new();
+    for kind in info.op_kinds() {
+        let may_be_memory = matches!(
+            kind,
+            Kind::mem | Kind::xmm_or_mem | Kind::mm_or_mem | Kind::r32_or_mem | Kind::r64_or_mem
+        );
+        let operand = match kind {
+            _ if may_be_memory && memory => {
+                has_memory = true;
+                Operand::Memory
+            }
+            Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_or_mem => Operand::Reg(vectors.next()?),
+            Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem => Operand::Reg(mmx.next()?),
+            Kind::r32_reg | Kind::r32_rm | Kind::r32_or_mem => Operand::Reg(Register::EAX),
+            Kind::r64_reg | Kind::r64_rm | Kind::r64_or_mem => Operand::Reg(Register::RAX),
+            Kind::imm8 => Operand::Imm(imm),
+            Kind::seg_rDI => Operand::Rdi,
+            _ => return None,
+        };
+        out.push(operand);
+    }
+    (has_memory == memory).then_some(out)
+}
+
+/// Every code that is lowered here.
+fn codes(machine: &Machine) -> Vec<(Code, bool)> {
+    let mut known = Vec::new();
+    for code in
+        Code::values().filter(|c| c.encoding() == iced_x86::EncodingKind::Legacy && c.op_code().mode64())
+    {
+        for memory in [false, true] {
+            if let Some(operands) = operands(code, memory, 0)
+                && let i = instruction(code, &operands)
+                && Encoder::new(64).encode(&i, 0x1000).is_ok()
+                && machine.lower(&[i]).is_some()
+            {
+                known.push((code, memory));
+            }
+        }
+    }
+    known
+}
+
+/// Everything up to SSE4.2, AES, PCLMULQDQ and SHA is lowered, but for what other files do: x87, FXSAVE,
+/// CRC32, and what is no operation.
+#[test]
+fn nothing_is_left_out() {
+    use iced_x86::{CpuidFeature as F, Mnemonic as M};
+    let machine = Machine::new();
+    let known = codes(&machine);
+    for code in
+        Code::values().filter(|c| c.encoding() == iced_x86::EncodingKind::Legacy && c.op_code().mode64())
+    {
+        let mine = code.cpuid_features().iter().any(|f| {
+            matches!(
+                f,
+                F::MMX
+                    | F::SSE
+                    | F::SSE2
+                    | F::SSE3
+                    | F::SSSE3
+                    | F::SSE4_1
+                    | F::SSE4_2
+                    | F::AES
+                    | F::PCLMULQDQ
+                    | F::SHA
+            )
+        });
+        let elsewhere = matches!(
+            code.mnemonic(),
+            M::Fisttp
+                | M::Crc32
+                | M::Lfence
+                | M::Mfence
+                | M::Sfence
+                | M::Prefetchnta
+                | M::Prefetcht0
+                | M::Prefetcht1
+                | M::Prefetcht2
+        );
+        if mine && !elsewhere {
+            assert!(known.iter().any(|(c, _)| *c == code), "{code:?}");
+        }
+    }
+}
+
+fn random_state(random: &mut Random) -> State {
+    let mut s = State::default();
+    let kind = random.below(4);
+    let value = |random: &mut Random| match kind {
+        0 => random.floats(),
+        1 => random.doubles(),
+        2 => random.text(),
+        _ => random.integers(),
+    };
+    s.xmm = std::array::from_fn(|_| value(random));
+    s.memory = value(random);
+    s.mm = std::array::from_fn(|_| random.u64());
+    s.rax = random.u64();
+    s.rcx = random.u64();
+    s.rdx = random.below(20) as u64;
+    s.mxcsr = MXCSR_DEFAULT | (random.below(4) as u32) << 13 | random.below(64) as u32;
+    if random.below(4) == 0 {
+        s.mxcsr &= !((random.below(64) as u32) << 7);
+    }
+    s
+}
+
+/// What the instruction says it is, so that a wrong row of the table is not tested against itself.
+fn is_approximate(code: Code) -> bool {
+    use Code::*;
+    matches!(code, Rcpps_xmm_xmmm128 | Rcpss_xmm_xmmm32 | Rsqrtps_xmm_xmmm128 | Rsqrtss_xmm_xmmm32)
+}
+
+#[test]
+fn every_instruction_does_what_the_host_does() {
+    let mut machine = Machine::new();
+    let codes = codes(&machine);
+    assert!(codes.len() > 600, "only {} forms are known", codes.len());
+    let mut random = Random::new(3);
+    for (code, memory) in codes {
+        if !is_on_host(code) || is_approximate(code) {
+            continue;
+        }
+        let has_imm = code.op_code().op_kinds().contains(&Kind::imm8);
+        let imms = if has_imm { 24 } else { 1 };
+        for _ in 0..imms {
+            let operands = operands(code, memory, random.u64() as u8).unwrap();
+            let i = instruction(code, &operands);
+            let host = Host::new(&i);
+            let ops = machine.lower(&[i]).unwrap();
+            for _ in 0..240 / imms {
+                compare(&mut machine, &host, &ops, &mut random, &format!("{i} ({code:?})"));
+            }
+        }
+    }
+}
+
+/// Whether the host has the instruction, and it can be compared.
+fn is_on_host(code: Code) -> bool {
+    use iced_x86::CpuidFeature as F;
+    // MXCSR's are compared in a test of their own: the host must not load a random one.
+    if matches!(code, Code::Ldmxcsr_m32) {
+        return false;
+    }
+    code.cpuid_features().iter().all(|f| match f {
+        F::SHA => is_x86_feature_detected!("sha"),
+        F::AES => is_x86_feature_detected!("aes"),
+        F::PCLMULQDQ => is_x86_feature_detected!("pclmulqdq"),
+        F::SSE4_1 | F::SSE4_2 => is_x86_feature_detected!("sse4.2"),
+        F::CLFLUSHOPT | F::CLWB => false,
+        _ => true,
+    })
+}
+
+fn compare(machine: &mut Machine, host: &Host, ops: &[Op], random: &mut Random, what: &str) {
+    let before = random_state(random);
+    let mut theirs = host.run(&before);
+    machine.load(&before);
+    let stopped = machine.run(ops);
+    let ours = machine.store(&before);
+    assert_eq!(stopped, (theirs.faulted != 0).then_some(vector::XM), "{what}: {before:x?}");
+    if stopped.is_some() {
+        // The handler of the host's signal masked everything.
+        theirs.mxcsr = theirs.mxcsr & 0x3f | before.mxcsr & !0x3f;
+        theirs.rflags = before.rflags;
+    }
+    theirs.rflags &= FLAGS;
+    theirs.faulted = 0;
+    assert_eq!(ours, theirs, "{what}: {before:x?}");
+}
+
+fn simple(code: Code, memory: bool) -> Instruction {
+    instruction(code, &operands(code, memory, 0).unwrap())
+}
+
+/// SDM volume 2: a 128-bit memory operand of a legacy SSE instruction not aligned raises #GP(0), but for the
+/// unaligned moves and the string comparisons.
+#[test]
+fn alignment() {
+    use Code::*;
+    let mut machine = Machine::new();
+    let unaligned = [
+        Movups_xmm_xmmm128,
+        Movups_xmmm128_xmm,
+        Movupd_xmm_xmmm128,
+        Movupd_xmmm128_xmm,
+        Movdqu_xmm_xmmm128,
+        Movdqu_xmmm128_xmm,
+        Lddqu_xmm_m128,
+        Pcmpistri_xmm_xmmm128_imm8,
+        Pcmpistrm_xmm_xmmm128_imm8,
+        Pcmpestri_xmm_xmmm128_imm8,
+        Pcmpestrm_xmm_xmmm128_imm8,
+        Pcmpestri64_xmm_xmmm128_imm8,
+        Pcmpestrm64_xmm_xmmm128_imm8,
+    ];
+    let mut seen = 0;
+    for (code, memory) in codes(&machine) {
+        if !memory {
+            continue;
+        }
+        let i = simple(code, true);
+        let wide = i.memory_size().size() == 16;
+        let aligned = wide && !unaligned.contains(&code);
+        seen += usize::from(aligned);
+        machine.load(&State::default());
+        machine.cpu.regs[usize::from(reg::RBX)] = BASE + 1;
+        let expected = aligned.then_some(vector::GP);
+        assert_eq!(machine.execute(&[i]), expected, "{code:?}");
+        assert_eq!(machine.cpu.rip, if aligned { 0x1000 } else { 0 }, "{code:?}");
+    }
+    assert!(seen > 150, "{seen}");
+}
+
+/// SDM volume 3, table 15-1 and table 13-1: CR0.EM, CR0.TS, CR4.OSFXSR.
+#[test]
+fn availability() {
+    use Code::*;
+    let mut machine = Machine::new();
+    for (code, memory) in codes(&machine) {
+        let features = code.cpuid_features();
+        let stateless =
+            matches!(code, Movnti_m32_r32 | Movnti_m64_r64 | Clflush_m8 | Clflushopt_m8 | Clwb_m8);
+        let info = code.op_code();
+        let mmx = code == Emms
+            || info.op_kinds().iter().any(|k| matches!(k, Kind::mm_reg | Kind::mm_rm | Kind::mm_or_mem));
+        let xmm =
+            info.op_kinds().iter().any(|k| matches!(k, Kind::xmm_reg | Kind::xmm_rm | Kind::xmm_or_mem))
+                || matches!(code, Ldmxcsr_m32 | Stmxcsr_m32);
+        for (cr0, cr4, expected) in [
+            (cr0::PE, cr4::OSFXSR, None),
+            (cr0::PE | cr0::TS, cr4::OSFXSR, Some(vector::NM)),
+            (cr0::PE | cr0::EM, cr4::OSFXSR, Some(vector::UD)),
+            (cr0::PE | cr0::EM | cr0::TS, cr4::OSFXSR, Some(vector::UD)),
+            (cr0::PE, 0, xmm.then_some(vector::UD)),
+            (cr0::PE | cr0::TS, 0, Some(if xmm { vector::UD } else { vector::NM })),
+        ] {
+            machine.load(&State::default());
+            (machine.cpu.cr0, machine.cpu.cr4) = (cr0, cr4);
+            let expected = if stateless { None } else { expected };
+            assert_eq!(
+                machine.execute(&[simple(code, memory)]),
+                expected,
+                "{code:?} {features:?} {cr0:x} {cr4:x}"
+            );
+        }
+        // A pending x87 exception stops MMX instructions only.
+        machine.load(&State::default());
+        (machine.cpu.cr0, machine.cpu.cr4) = (cr0::PE | cr0::NE, cr4::OSFXSR);
+        machine.cpu.x87.set_control_word(0x37e);
+        machine.cpu.x87.set_status_word(1);
+        let spared = code == Cvtpi2pd_xmm_mmm64 && memory;
+        let expected = (mmx && !spared).then_some(vector::MF);
+        assert_eq!(machine.execute(&[simple(code, memory)]), expected, "{code:?}");
+        machine.cpu.x87.fninit();
+    }
+}
+
+/// The check is laid down once a block, before the first instruction that needs it.
+#[test]
+fn one_check_a_block() {
+    let mut machine = Machine::new();
+    let add = simple(Code::Paddb_xmm_xmmm128, false);
+    let ops = machine.lower(&[simple(Code::Movnti_m32_r32, true), add, add, add]).unwrap();
+    assert_eq!(ops.len(), 1 + 1 + 3 + 1);
+    machine.load(&State::default());
+    machine.cpu.cr0 |= cr0::TS;
+    assert_eq!(machine.run(&ops), Some(vector::NM));
+    assert_eq!(machine.cpu.rip, 0x1000 + u64::from(ops[1].off));
+    assert_eq!(machine.cpu.icount, 1);
+}
+
+/// #XM becomes #UD where CR4.OSXMMEXCPT is clear; the destination stays.
+#[test]
+fn unmasked_exceptions() {
+    let mut machine = Machine::new();
+    let divide = simple(Code::Divsd_xmm_xmmm64, false);
+    for (osxmmexcpt, expected) in [(cr4::OSXMMEXCPT, vector::XM), (0, vector::UD)] {
+        let mut state = State::default();
+        state.xmm[1] = [0x3f; 16];
+        state.mxcsr = MXCSR_DEFAULT & !0x200;
+        machine.load(&state);
+        machine.cpu.cr4 = cr4::OSFXSR | osxmmexcpt;
+        assert_eq!(machine.execute(&[divide]), Some(expected));
+        assert_eq!(machine.cpu.xmm[1], Xmm([0x3f; 16]));
+        assert_eq!(machine.cpu.mxcsr.value(), state.mxcsr | 4);
+    }
+}
+
+#[test]
+fn ldmxcsr() {
+    let mut machine = Machine::new();
+    let mut state = State::default();
+    state.memory[..4].copy_from_slice(&0x5fffu32.to_le_bytes());
+    machine.load(&state);
+    assert_eq!(machine.execute(&[simple(Code::Ldmxcsr_m32, true)]), None);
+    assert_eq!(machine.cpu.mxcsr.value(), 0x5fff);
+    // Reserved bits.
+    state.memory[2] = 1;
+    machine.load(&state);
+    assert_eq!(machine.execute(&[simple(Code::Ldmxcsr_m32, true)]), Some(vector::GP));
+    assert_eq!(machine.cpu.mxcsr.value(), MXCSR_DEFAULT);
+}
+
+/// MMX instructions set TOP to 0 and all tags to valid, EMMS empties them.
+#[test]
+fn x87_goes_over_to_mmx() {
+    let mut machine = Machine::new();
+    machine.cpu.x87.set_status_word(3 << 11);
+    machine.cpu.x87.set_abridged_tag(0);
+    assert_eq!(machine.execute(&[simple(Code::Paddb_mm_mmm64, false)]), None);
+    assert_eq!((machine.cpu.x87.top(), machine.cpu.x87.abridged_tag()), (0, 0xff));
+    assert_eq!(machine.execute(&[simple(Code::Emms, false)]), None);
+    assert_eq!((machine.cpu.x87.top(), machine.cpu.x87.abridged_tag()), (0, 0));
+    // From memory, CVTPI2PD leaves the x87 unit alone.
+    machine.cpu.x87.set_status_word(3 << 11);
+    assert_eq!(machine.execute(&[simple(Code::Cvtpi2pd_xmm_mmm64, true)]), None);
+    assert_eq!((machine.cpu.x87.top(), machine.cpu.x87.abridged_tag()), (3, 0));
+}
