@@ -42,15 +42,23 @@ handler!(next: check_work => check);
 
 /// `r1 = O(r1, r2)`.
 pub fn op2<O: Op2<Mm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
-    let v = O::op(cpu.mm_get(op.r1), cpu.mm_get(op.r2));
-    cpu.mm_set(op.r1, v);
+    #[inline(never)]
+    fn work<O: Op2<Mm>>(cpu: &mut Cpu, op: &Op) {
+        let v = O::op(cpu.mm_get(op.r1), cpu.mm_get(op.r2));
+        cpu.mm_set(op.r1, v);
+    }
+    work::<O>(cpu, &op);
     next(cpu, op)
 }
 
 /// `r1 = O(r1, r2, imm)`.
 pub fn op2_imm<O: Op2Imm<Mm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
-    let v = O::op(cpu.mm_get(op.r1), cpu.mm_get(op.r2), op.imm as u8);
-    cpu.mm_set(op.r1, v);
+    #[inline(never)]
+    fn work<O: Op2Imm<Mm>>(cpu: &mut Cpu, op: &Op) {
+        let v = O::op(cpu.mm_get(op.r1), cpu.mm_get(op.r2), op.imm as u8);
+        cpu.mm_set(op.r1, v);
+    }
+    work::<O>(cpu, &op);
     next(cpu, op)
 }
 
