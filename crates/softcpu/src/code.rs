@@ -14,8 +14,9 @@ use trapline_memory::arena::Arena;
 
 use crate::cpu::{Cpu, Stop, attr, cr0, seg};
 use crate::lower::{self, Decoded};
-use crate::mmu::{PAGE, PageFlags};
+use crate::mmu::PAGE;
 use crate::op::{Flow, Op, OpRef};
+use crate::shared::Shared;
 
 /// Bits of a block's key beside its address.
 #[allow(missing_docs)]
@@ -180,9 +181,9 @@ impl CodeCache {
     }
 
     /// Drops everything. Not while a chain runs.
-    fn flush(&mut self, flags: &PageFlags) {
+    fn flush(&mut self, shared: &Shared) {
         for page in self.pages.keys() {
-            flags.clear(page * PAGE, PageFlags::CODE);
+            shared.unwatch(page * PAGE);
         }
         self.pages.clear();
         self.blocks.truncate(1);
@@ -231,14 +232,13 @@ impl CodeCache {
     }
 
     /// Invalidates the blocks that share a line with `bytes` bytes at `hpa` (inside one page).
-    fn invalidate(&mut self, hpa: u64, bytes: u64, flags: &PageFlags) {
+    fn invalidate(&mut self, hpa: u64, bytes: u64, shared: &Shared) {
         let hit = lines(hpa, bytes);
         let Some(page) = self.pages.get_mut(&(hpa / PAGE)) else { return };
         if page.lines == 0 {
             page.idle += 1;
-            if page.idle > IDLE_WRITES {
+            if page.idle > IDLE_WRITES && shared.unwatch(hpa) {
                 self.pages.remove(&(hpa / PAGE));
-                flags.clear(hpa, PageFlags::CODE);
             }
             return;
         }
@@ -392,16 +392,14 @@ impl Cpu {
     fn decode_block(&mut self, rip: u64, lin: u64, hpa: u64, key: u32) -> Result<OpRef, Stop> {
         // Decoding needs at most this many operations for a block; see `lower`.
         if self.code.used + lower::MAX_OPS > ARENA_OPS {
-            self.code.flush(&self.mmu.flags);
+            self.code.flush(&self.shared);
         }
+        // Watched before it is read, so that no write in between is missed.
+        self.watch_code(hpa);
         let mut ops = std::mem::take(&mut self.code.scratch);
         ops.clear();
         let decoded = lower::block(self, rip, lin, hpa, key, &mut ops);
         let result = decoded.map(|Decoded { bytes, tail }| {
-            self.mmu.protect(hpa);
-            if let Some(tail) = tail {
-                self.mmu.protect(tail);
-            }
             let id = self.code.insert(hpa, tail, key, &ops, bytes);
             self.code.latest = id;
             self.code.op(self.code.blocks[id as usize].first as usize)
@@ -410,27 +408,25 @@ impl Cpu {
         result
     }
 
-    /// A page that holds code is written by this processor: drop what was decoded from there.
-    pub(crate) fn code_written(&mut self, hpa: u64, len: usize) {
-        self.code.invalidate(hpa, len as u64, &self.mmu.flags);
-    }
-
     /// Memory was changed from outside (DMA, another processor, a restored snapshot): drops all decoded
     /// code of `len` bytes at host-physical `hpa`. Not while the guest runs on this processor.
     pub fn memory_changed(&mut self, hpa: u64, len: u64) {
+        self.drop_code(hpa, len);
+    }
+
+    pub(crate) fn drop_code(&mut self, hpa: u64, len: u64) {
         let end = hpa.saturating_add(len);
         let mut at = hpa;
         while at < end {
             let n = (PAGE - at % PAGE).min(end - at);
-            self.code.invalidate(at, n, &self.mmu.flags);
+            self.code.invalidate(at, n, &self.shared);
             at += n;
         }
     }
 
     /// Drops all decoded code.
     pub fn flush_code(&mut self) {
-        let flags = self.mmu.flags.clone();
-        self.code.flush(&flags);
+        self.code.flush(&self.shared);
     }
 }
 

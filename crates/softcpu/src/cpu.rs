@@ -11,6 +11,7 @@ use crate::flags::{Flags, bits};
 use crate::fpu::{Mxcsr, X87};
 use crate::mmu::Mmu;
 use crate::msr::Msrs;
+use crate::shared::{Inbox, Shared};
 use crate::vmx::Vmx;
 
 /// Register slot that always holds zero: an absent base or index.
@@ -327,6 +328,9 @@ pub struct Cpu {
     pub ea_base: [u64; 8],
     /// Asynchronous events.
     pub signals: Arc<Signals>,
+    /// What the processors of the machine share.
+    pub shared: Arc<Shared>,
+    pub(crate) inbox: Arc<Inbox>,
     /// Linear-address translation and access.
     pub mmu: Mmu,
     /// What stopped the last instruction.
@@ -413,6 +417,14 @@ impl Default for Time {
 impl Cpu {
     /// A processor after power-up (SDM vol. 3 §10.1.1), outside VMX operation.
     pub fn new(arena: Arc<Arena>, model: Arc<Model>) -> Self {
+        let shared = Shared::new(arena.len());
+        Self::in_machine(arena, model, shared)
+    }
+
+    /// One of several processors that share `arena` and, made for it, `shared`.
+    pub fn in_machine(arena: Arc<Arena>, model: Arc<Model>, shared: Arc<Shared>) -> Self {
+        let signals = Arc::<Signals>::default();
+        let inbox = shared.join(signals.clone());
         let mut cpu = Self {
             regs: [0; 32],
             flags: Flags::default(),
@@ -430,7 +442,9 @@ impl Cpu {
             shadow_is_new: false,
             step_pending: false,
             ea_base: [0; 8],
-            signals: Arc::default(),
+            signals,
+            shared,
+            inbox,
             mmu: Mmu::new(&arena),
             pending: Pending::None,
             seg: [Segment::default(); 8],

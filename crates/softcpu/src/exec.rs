@@ -1,7 +1,7 @@
 //! The dispatcher: instruction boundaries, chains of blocks, and what stops them.
 
 use crate::code::key;
-use crate::cpu::{Activity, Cpu, ExitInfo, Pending, shadow, vector};
+use crate::cpu::{Activity, Cpu, ExitInfo, Pending, Signals, shadow, vector};
 use crate::flags::bits;
 use crate::op::{Flow, OpRef};
 
@@ -129,6 +129,9 @@ impl Cpu {
     #[cold]
     fn boundary(&mut self) -> Option<ExitInfo> {
         self.mmu.replay.rewind();
+        if self.signals.get() & Signals::CODE != 0 {
+            self.read_notes();
+        }
         if self.pending_debug & 0xf00f | self.pending_debug & dr6::BS != 0
             && self.shadow & shadow::MOV_SS == 0
             && self.activity != Activity::WaitForSipi

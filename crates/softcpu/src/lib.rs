@@ -15,7 +15,9 @@ pub mod msr;
 pub mod op;
 mod ops;
 mod seg;
+mod shared;
 pub mod sse;
 pub mod vmx;
 
 pub use cpu::Cpu;
+pub use shared::Shared;

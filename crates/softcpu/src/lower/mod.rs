@@ -307,6 +307,7 @@ pub(crate) fn block(
     // The first instruction runs past the page's end.
     let next_lin = (lin & !(PAGE - 1)).wrapping_add(PAGE);
     let tail = cpu.fetch_hpa(next_lin)?;
+    cpu.watch_code(tail);
     let more = 15.min(bytes.len() - head.min(bytes.len() - 15));
     let (_, rest) = bytes.split_at_mut(head);
     cpu.code_bytes(tail, &mut rest[..more]);

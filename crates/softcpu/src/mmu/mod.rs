@@ -11,9 +11,6 @@ mod walk;
 pub use host::{HostPtr, Plain};
 pub use tlb::View;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
-
 use trapline_memory::arena::Arena;
 use trapline_memory::paging::PagingMode;
 
@@ -33,38 +30,6 @@ pub enum Kind {
     Write,
     /// Instruction fetch.
     Fetch,
-}
-
-/// What every processor of a machine knows of a host-physical page.
-#[derive(Debug)]
-pub struct PageFlags(Box<[AtomicU8]>);
-
-impl PageFlags {
-    /// Somebody has decoded code from this page: writes must be seen.
-    pub const CODE: u8 = 1;
-
-    /// Flags for `bytes` of memory, all clear.
-    pub fn new(bytes: u64) -> Self {
-        Self((0..bytes.div_ceil(PAGE)).map(|_| AtomicU8::new(0)).collect())
-    }
-
-    /// The flags of the page of `hpa`.
-    #[inline]
-    pub fn get(&self, hpa: u64) -> u8 {
-        self.0.get((hpa / PAGE) as usize).map_or(0, |f| f.load(Ordering::Relaxed))
-    }
-
-    pub(crate) fn set(&self, hpa: u64, flags: u8) {
-        if let Some(f) = self.0.get((hpa / PAGE) as usize) {
-            f.fetch_or(flags, Ordering::SeqCst);
-        }
-    }
-
-    pub(crate) fn clear(&self, hpa: u64, flags: u8) {
-        if let Some(f) = self.0.get((hpa / PAGE) as usize) {
-            f.fetch_and(!flags, Ordering::SeqCst);
-        }
-    }
 }
 
 /// An access to a guest-physical address without memory, for whoever emulates the device.
@@ -128,8 +93,6 @@ pub struct Mmu {
     pub(crate) replay: Replay,
     /// The PDPTE registers of PAE paging.
     pub(crate) pdptes: [u64; 4],
-    /// Flags of host-physical pages, shared by the processors of a machine.
-    pub flags: Arc<PageFlags>,
 }
 
 /// Where a translated access goes.
@@ -153,7 +116,6 @@ impl Mmu {
             frames: Box::default(),
             replay: Replay::default(),
             pdptes: [0; 4],
-            flags: Arc::new(PageFlags::new(arena.len())),
         }
     }
 
@@ -195,14 +157,9 @@ impl Mmu {
         self.select(self.key, false);
     }
 
-    /// The page of `hpa` holds code now: writes to it must be seen.
-    pub(crate) fn protect(&mut self, hpa: u64) {
-        if self.flags.get(hpa) & PageFlags::CODE != 0 {
-            // No write tag was given out since the flag was set.
-            return;
-        }
-        self.flags.set(hpa, PageFlags::CODE);
-        self.tlb.protect(self.base.wrapping_add(hpa & !(PAGE - 1)));
+    /// Takes all write tags for the page of `hpa`; says whether there were any.
+    pub(crate) fn protect(&mut self, hpa: u64) -> bool {
+        self.tlb.protect(self.base.wrapping_add(hpa & !(PAGE - 1)))
     }
 
     /// The host-physical address of code at `lin`, if the TLB knows it.

@@ -142,13 +142,16 @@ impl Tlb {
         self.large.fill(0);
     }
 
-    /// Takes the write tags of every entry whose host page is `host`.
-    pub fn protect(&mut self, host: u64) {
+    /// Takes the write tags of every entry whose host page is `host`; says whether there were any.
+    pub fn protect(&mut self, host: u64) -> bool {
+        let mut any = false;
         for e in self.entries.iter_mut().filter(|e| e.w != TlbEntry::NONE) {
             if (e.w & !(PAGE - 1)).wrapping_add(e.addend) == host {
                 e.w = TlbEntry::NONE;
+                any = true;
             }
         }
+        any
     }
 }
 

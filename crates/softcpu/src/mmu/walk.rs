@@ -7,7 +7,7 @@ use trapline_memory::table::{PageSize, TableMemory};
 
 use super::host::HostPtr;
 use super::tlb::{Rights, View};
-use super::{DeviceAccess, Kind, PAGE, PageFlags, Replay, Target};
+use super::{DeviceAccess, Kind, PAGE, Replay, Target};
 use crate::cpu::{Cpu, Event, EventKind, ExitInfo, Pending, Stop, cr0, cr4, efer, vector};
 use crate::flags::bits;
 use crate::vmx::reason;
@@ -173,7 +173,7 @@ impl Cpu {
             self.pending = Pending::None;
             return Ok(Target::Device { gpa: leaf.gpa });
         };
-        if self.mmu.flags.get(hpa) & PageFlags::CODE != 0 {
+        if self.shared.has_code(hpa) {
             perms.remove(EptPerms::WRITE);
         }
         if view != View::Checked && self.dr[7] & 0xff == 0 {
@@ -347,7 +347,7 @@ impl Cpu {
     fn write_part(&mut self, target: Target, from: &[u8]) -> Result<(), Stop> {
         match target {
             Target::Ram { ptr, hpa } => {
-                if self.mmu.flags.get(hpa) & PageFlags::CODE != 0 {
+                if self.shared.has_code(hpa) {
                     self.code_written(hpa, from.len());
                 }
                 ptr.write_bytes(from);
@@ -404,7 +404,7 @@ impl Cpu {
         }
         match self.translate(lin, Kind::Write)? {
             Target::Ram { ptr, hpa } => {
-                if self.mmu.flags.get(hpa) & PageFlags::CODE != 0 {
+                if self.shared.has_code(hpa) {
                     self.code_written(hpa, size as usize);
                 }
                 Ok(Some(ptr))
