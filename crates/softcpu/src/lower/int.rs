@@ -18,7 +18,7 @@ pub(crate) fn lower(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         M::Sbb => binary::<Sbb>(l, i),
         M::And => binary::<And>(l, i),
         M::Sub => binary::<Sub>(l, i),
-        M::Xor => xor(l, i),
+        M::Xor => binary::<Xor>(l, i),
         M::Cmp => binary::<Cmp>(l, i),
         M::Test => binary::<Test>(l, i),
         M::Inc => unary::<Inc>(l, i),
@@ -121,29 +121,30 @@ fn register_or_mem(
     Some(Next::Continue)
 }
 
-/// XOR of a register with itself only sets it to zero.
-fn xor(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
-    binary::<Xor>(l, i)
-}
-
 fn binary<A: Alu>(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
     let n = width(i, 0);
     let mut op = l.op(by_width!(n, alu::rr::<A>));
     match (is_mem(i, 0), is_mem(i, 1)) {
         (false, false) => {
             op.r1 = reg(i.op0_register());
+            l.pure = true;
             match imm(i, 1) {
                 Some(v) => {
                     op.imm = v;
                     op.run = by_width!(n, alu::ri::<A>);
+                    l.quiet = Some(by_width!(n, alu::ri_quiet::<A>));
                 }
-                None => op.r2 = reg(i.op1_register()),
+                None => {
+                    op.r2 = reg(i.op1_register());
+                    l.quiet = Some(by_width!(n, alu::rr_quiet::<A>));
+                }
             }
         }
         (false, true) => {
             op.r1 = reg(i.op0_register());
             let ea = l.mem(i, &mut op);
             op.run = by_width_ea!(n, ea, alu::rm::<A>);
+            l.quiet = Some(by_width_ea!(n, ea, alu::rm_quiet::<A>));
         }
         (true, _) => {
             let ea = l.mem(i, &mut op);
@@ -178,6 +179,8 @@ fn unary<U: Unary>(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         };
     } else {
         op.r1 = reg(i.op0_register());
+        l.pure = true;
+        l.quiet = Some(by_width!(n, alu::r_quiet::<U>));
     }
     l.push(op);
     Some(Next::Continue)
@@ -196,6 +199,10 @@ fn shifted<S: Shift>(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         op.run = by_width_ea!(n, ea, shift::m::<S>);
     } else {
         op.r1 = reg(i.op0_register());
+        l.pure = true;
+        if !by_cl && count != 0 {
+            l.quiet = Some(by_width!(n, shift::ri_quiet::<S>));
+        }
         if by_cl {
             op.run = by_width!(n, shift::rc::<S>);
         } else if count == 0 {
@@ -316,6 +323,11 @@ fn multiply(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
             Some(_) => by_width!(n, muldiv::imul_rri),
             None => by_width!(n, muldiv::imul_rr),
         };
+        l.pure = true;
+        l.quiet = Some(match third {
+            Some(_) => by_width!(n, muldiv::imul_rri_quiet),
+            None => by_width!(n, muldiv::imul_rr_quiet),
+        });
     }
     if let Some(v) = third {
         op.imm = v;

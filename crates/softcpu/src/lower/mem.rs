@@ -25,6 +25,7 @@ pub(crate) fn lower(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
                 ea
             };
             op.run = by_width_ea!(n, ea, mem::lea);
+            l.pure = true;
             l.push(op);
             Some(Next::Continue)
         }
@@ -89,6 +90,7 @@ fn mov(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
     match (is_mem(i, 0), is_mem(i, 1)) {
         (false, false) => {
             op.r1 = reg(i.op0_register());
+            l.pure = true;
             match imm(i, 1) {
                 Some(v) => {
                     op.imm = v;
@@ -143,6 +145,7 @@ fn extend(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         };
     } else {
         op.r2 = reg(i.op1_register());
+        l.pure = true;
         op.run = match (sign, d, s) {
             (false, 2, _) => mem::movzx_rr::<u16, u8>,
             (false, _, 1) => mem::movzx_rr::<u32, u8>,
@@ -220,6 +223,7 @@ fn setcc(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         op.aux |= u16::from(cc(i));
         op.run = by_ea!(ea, mem::setcc_m);
     } else {
+        l.pure = true;
         op.r1 = reg(i.op0_register());
     }
     l.push(op);
@@ -240,6 +244,7 @@ fn cmov(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         op.aux |= u16::from(cond);
         op.run = by_width_ea!(n, ea, mem::cmov_rm);
     } else {
+        l.pure = true;
         op.r2 = reg(i.op1_register());
     }
     l.push(op);

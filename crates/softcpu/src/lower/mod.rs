@@ -141,8 +141,46 @@ pub(crate) struct Lowering<'a> {
     pub nth: u8,
     /// The instruction before it, if this one may be fused with it: index of its first operation.
     pub previous: Option<(Instruction, usize)>,
+    /// The current instruction cannot stop: no memory, no checks.
+    pub pure: bool,
+    /// The handler to use for the current instruction's only operation if its flags are not needed.
+    pub quiet: Option<Handler>,
     /// The operations so far.
     pub ops: &'a mut Vec<Op>,
+}
+
+/// What an instruction does with the arithmetic flags.
+#[derive(Clone, Copy)]
+struct FlagUse {
+    /// Its first operation.
+    op: usize,
+    quiet: Option<Handler>,
+    /// The flags before it are needed: it reads some, or may stop.
+    needs: bool,
+    /// It replaces all of them.
+    replaces: bool,
+}
+
+/// Puts in the quiet handlers of instructions whose flags are replaced before anybody can see them.
+fn drop_dead_flags(uses: &[FlagUse], ops: &mut [Op]) {
+    let mut live = true;
+    for u in uses.iter().rev() {
+        if let (false, Some(quiet), Some(op)) = (live, u.quiet, ops.get_mut(u.op)) {
+            op.run = quiet;
+        }
+        live = u.needs || live && !u.replaces;
+    }
+}
+
+fn flag_use(l: &Lowering<'_>, i: &Instruction, op: usize) -> FlagUse {
+    use iced_x86::RflagsBits as R;
+    let all = R::OF | R::SF | R::ZF | R::AF | R::CF | R::PF;
+    FlagUse {
+        op,
+        quiet: l.quiet,
+        needs: !l.pure || i.rflags_read() & all != 0,
+        replaces: i.rflags_modified() & all == all,
+    }
 }
 
 impl Lowering<'_> {
@@ -337,8 +375,26 @@ fn lower_bytes(
         len: 0,
         nth: 0,
         previous: None,
+        pure: false,
+        quiet: None,
         ops,
     };
+    let mut uses = [None; MAX_INSTRUCTIONS];
+    let end = lower_all(&mut l, &mut decoder, bytes.len(), max, &mut uses);
+    let known = uses.iter().flatten().count();
+    let uses: Vec<FlagUse> = uses.into_iter().take(known).flatten().collect();
+    drop_dead_flags(&uses, l.ops);
+    end
+}
+
+fn lower_all(
+    l: &mut Lowering<'_>,
+    decoder: &mut Decoder<'_>,
+    available: usize,
+    max: usize,
+    uses: &mut [Option<FlagUse>; MAX_INSTRUCTIONS],
+) -> usize {
+    let rip = l.start;
     let mut insn = Instruction::default();
     let mut count = 0;
     loop {
@@ -355,7 +411,7 @@ fn lower_bytes(
         decoder.decode_out(&mut insn);
         let cut_off = insn.is_invalid() && decoder.last_error() == iced_x86::DecoderError::NoMoreBytes;
         if cut_off {
-            if count == 0 && bytes.len() - at < 15 {
+            if count == 0 && available - at < 15 {
                 return 0;
             }
             if count > 0 {
@@ -368,7 +424,11 @@ fn lower_bytes(
         l.len = (decoder.position() - at) as u8;
         l.nth = count as u8;
         let first = l.ops.len();
-        let next = if insn.is_invalid() { None } else { lower_one(&mut l, &insn) };
+        (l.pure, l.quiet) = (false, None);
+        let next = if insn.is_invalid() { None } else { lower_one(l, &insn) };
+        if let (Some(Next::Continue), Some(slot)) = (next, uses.get_mut(count)) {
+            *slot = Some(flag_use(l, &insn, first));
+        }
         count += 1;
         match next {
             Some(Next::Continue) => l.previous = Some((insn, first)),

@@ -13,6 +13,13 @@ pub trait Alu {
     const WRITES: bool = true;
     /// Computes it.
     fn exec<T: Int>(flags: &mut Flags, a: T, b: T) -> T;
+    /// Computes the result alone, where the flags are not needed.
+    #[inline(always)]
+    fn value<T: Int>(flags: &Flags, a: T, b: T) -> T {
+        // What `exec` stores is dropped, and the compiler drops the work for it.
+        let mut unused = *flags;
+        Self::exec(&mut unused, a, b)
+    }
 }
 
 macro_rules! alu {
@@ -102,6 +109,36 @@ pub fn ri<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
         r.put(cpu, op.r1);
     }
     next(cpu, op)
+}
+
+/// [`rr`] whose flags nobody looks at.
+pub fn rr_quiet<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let (a, b) = (T::get(cpu, op.r1), T::get(cpu, op.r2));
+    if A::WRITES {
+        A::value(&cpu.flags, a, b).put(cpu, op.r1);
+    }
+    next(cpu, op)
+}
+
+/// [`ri`] whose flags nobody looks at.
+pub fn ri_quiet<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let a = T::get(cpu, op.r1);
+    if A::WRITES {
+        A::value(&cpu.flags, a, T::of(op.imm)).put(cpu, op.r1);
+    }
+    next(cpu, op)
+}
+
+/// [`rm`] whose flags nobody looks at, where the TLB hits; else as [`rm`].
+pub fn rm_quiet<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_read::<T>(lin)) {
+        let a = T::get(cpu, op.r1);
+        if A::WRITES {
+            A::value(&cpu.flags, a, p.read()).put(cpu, op.r1);
+        }
+        return next(cpu, op);
+    }
+    rm_slow::<A, T, E>(cpu, op)
 }
 
 /// Register with memory.
@@ -260,6 +297,14 @@ unary! {
 pub fn r<U: Unary, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let a = T::get(cpu, op.r1);
     U::exec(&mut cpu.flags, a).put(cpu, op.r1);
+    next(cpu, op)
+}
+
+/// [`r`] whose flags nobody looks at.
+pub fn r_quiet<U: Unary, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let a = T::get(cpu, op.r1);
+    let mut unused = cpu.flags;
+    U::exec(&mut unused, a).put(cpu, op.r1);
     next(cpu, op)
 }
 

@@ -84,6 +84,20 @@ pub fn imul_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     next(cpu, op)
 }
 
+/// [`imul_rr`] whose flags nobody looks at.
+pub fn imul_rr_quiet<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let (a, b) = (T::get(cpu, op.r1), T::get(cpu, op.r2));
+    T::of(a.zx().wrapping_mul(b.zx())).put(cpu, op.r1);
+    next(cpu, op)
+}
+
+/// [`imul_rri`] whose flags nobody looks at.
+pub fn imul_rri_quiet<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let a = T::get(cpu, op.r2);
+    T::of(a.zx().wrapping_mul(op.imm)).put(cpu, op.r1);
+    next(cpu, op)
+}
+
 /// IMUL r1, r2, imm.
 pub fn imul_rri<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let a = T::get(cpu, op.r2);

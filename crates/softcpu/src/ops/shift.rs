@@ -118,6 +118,14 @@ pub fn ri<S: Shift, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     next(cpu, op)
 }
 
+/// [`ri`] whose flags nobody looks at.
+pub fn ri_quiet<S: Shift, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let a = T::get(cpu, op.r1);
+    let mut unused = cpu.flags;
+    S::exec(&mut unused, a, op.imm as u32).put(cpu, op.r1);
+    next(cpu, op)
+}
+
 /// Register by CL.
 pub fn rc<S: Shift, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let n = masked::<T>(cpu.regs[usize::from(reg::RCX)]);
