@@ -1,1 +1,21 @@
-//! Disk back ends: image formats, cache modes, I/O engines
+//! Disk back ends: the [`Disk`] contract, image formats, cache modes, I/O engines.
+//!
+//! ```
+//! use trapline_disk::{Disk, RawDisk};
+//!
+//! let disk: &dyn Disk = &RawDisk::in_memory(1 << 20)?;
+//! disk.write(512, b"hello")?;
+//! let mut sector = [0; 512];
+//! disk.read(512, &mut sector)?;
+//! assert_eq!(&sector[..5], b"hello");
+//! # Ok::<(), trapline_disk::DiskError>(())
+//! ```
+
+mod buffer;
+mod contract;
+mod raw;
+pub mod storage;
+
+pub use buffer::{BUFFER_ALIGN, Buffer};
+pub use contract::{Access, Disk, DiskError, DiskInfo, Extent, Result, SECTOR_SIZE};
+pub use raw::RawDisk;
