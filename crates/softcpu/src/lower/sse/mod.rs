@@ -7,7 +7,7 @@ mod table;
 #[cfg(all(test, target_arch = "x86_64", unix))]
 mod tests;
 
-use iced_x86::{Code, Instruction, OpKind, Register};
+use iced_x86::{Code, Instruction, MemorySize, Mnemonic, OpKind, Register};
 
 use super::{Lowering, Next, by_ea, reg, segment};
 use crate::op::{Handler, Op};
@@ -22,13 +22,38 @@ use table::{From, Plan};
 
 /// Lays down the operations of MMX and SSE instructions.
 pub(crate) fn lower(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
-    match table::plan(i.code()) {
+    let first = l.ops.len();
+    let plan = table::plan(i.code());
+    let next = match &plan {
         Some(plan) => {
-            planned(l, i, &plan);
+            planned(l, i, plan);
             Some(Next::Continue)
         }
         None => None.or_else(|| moves(l, i)).or_else(|| general(l, i)).or_else(|| mmx_only(l, i)),
-    }
+    };
+    // A lone operation: nothing was checked or loaded.
+    l.pure = l.ops.len() == first + 1
+        && i.memory_size() == MemorySize::Unknown
+        && !plan.map_or_else(|| raises(i.mnemonic()), |plan| plan.raises);
+    next
+}
+
+/// Floating-point instructions that are not in the table.
+fn raises(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Comiss
+            | Comisd
+            | Ucomiss
+            | Ucomisd
+            | Cvtsi2ss
+            | Cvtsi2sd
+            | Cvtss2si
+            | Cvtsd2si
+            | Cvttss2si
+            | Cvttsd2si
+    )
 }
 
 /// The number of an SSE or MMX register.

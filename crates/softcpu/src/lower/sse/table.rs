@@ -23,6 +23,8 @@ pub(super) struct Plan {
     pub from: From,
     /// Handlers that read memory themselves, by the form of the address.
     pub direct: Option<[Handler; 3]>,
+    /// It can raise a floating-point exception.
+    pub raises: bool,
     /// The instruction is an MMX one.
     pub mmx: bool,
 }
@@ -34,35 +36,45 @@ macro_rules! table {
         /// The plan for an instruction, if it is one of these.
         pub(super) fn plan(code: Code) -> Option<Plan> {
             use crate::sse as o;
-            let mut plan = match code {
-                $($(Code::$code)|+ => Plan::xmm(table!(@run $shape o::$op), From::$from, table!(@direct $shape o::$op, $from)),)*
-                $($(Code::$mcode)|+ => Plan::xmm(table!(@mmx $mshape o::$mop), From::$mfrom, None),)*
+            Some(match code {
+                $($(Code::$code)|+ => table!(@plan $shape o::$op, $from),)*
+                $($(Code::$mcode)|+ => Plan {
+                    mmx: true,
+                    ..Plan::new(mmx::$mshape::<o::$mop>, From::$mfrom)
+                },)*
                 _ => return None,
-            };
-            plan.mmx = matches!(code, $($(Code::$mcode)|+)|*);
-            Some(plan)
+            })
         }
     };
-    (@run op2_hot $op:path) => { sse::op2::<$op> };
-    (@run fp2_hot $op:path) => { sse::fp2::<$op> };
-    (@run $shape:ident $op:path) => { sse::$shape::<$op> };
-    (@direct op2_hot $op:path, $from:ident) => {
-        Some([sse::op2_m::<$op, 0>, sse::op2_m::<$op, 1>, sse::op2_m::<$op, 2>])
+    (@plan op2_hot $op:path, $from:ident) => {
+        Plan {
+            direct: Some([sse::op2_m::<$op, 0>, sse::op2_m::<$op, 1>, sse::op2_m::<$op, 2>]),
+            ..Plan::new(sse::op2::<$op>, From::$from)
+        }
     };
-    (@direct fp2_hot $op:path, $from:ident) => {
-        Some([
-            sse::fp2_m::<$op, sse::$from, 0>,
-            sse::fp2_m::<$op, sse::$from, 1>,
-            sse::fp2_m::<$op, sse::$from, 2>,
-        ])
+    (@plan fp2_hot $op:path, $from:ident) => {
+        Plan {
+            direct: Some([
+                sse::fp2_m::<$op, sse::$from, 0>,
+                sse::fp2_m::<$op, sse::$from, 1>,
+                sse::fp2_m::<$op, sse::$from, 2>,
+            ]),
+            raises: true,
+            ..Plan::new(sse::fp2::<$op>, From::$from)
+        }
     };
-    (@direct $shape:ident $op:path, $from:ident) => { None };
-    (@mmx $shape:ident $op:path) => { mmx::$shape::<$op> };
+    (@plan fp2 $op:path, $from:ident) => {
+        Plan { raises: true, ..Plan::new(sse::fp2::<$op>, From::$from) }
+    };
+    (@plan fp2_imm $op:path, $from:ident) => {
+        Plan { raises: true, ..Plan::new(sse::fp2_imm::<$op>, From::$from) }
+    };
+    (@plan $shape:ident $op:path, $from:ident) => { Plan::new(sse::$shape::<$op>, From::$from) };
 }
 
 impl Plan {
-    fn xmm(run: Handler, from: From, direct: Option<[Handler; 3]>) -> Self {
-        Self { run, from, direct, mmx: false }
+    fn new(run: Handler, from: From) -> Self {
+        Self { run, from, direct: None, raises: false, mmx: false }
     }
 }
 
