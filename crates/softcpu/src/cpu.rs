@@ -11,6 +11,7 @@ use crate::flags::{Flags, bits};
 use crate::fpu::{Mxcsr, X87};
 use crate::mmu::Mmu;
 use crate::msr::Msrs;
+use crate::ops::system::misc::Entropy;
 use crate::shared::{Inbox, Shared};
 use crate::vmx::Vmx;
 
@@ -383,6 +384,8 @@ pub struct Cpu {
     pub arena: Arc<Arena>,
     /// Where the time-stamp counter comes from.
     pub time: Time,
+    /// Where RDRAND takes its numbers from.
+    pub(crate) entropy: Entropy,
 }
 
 /// The time-stamp counter's source. It ticks at 1 GHz: one tick is a nanosecond.
@@ -471,6 +474,7 @@ impl Cpu {
             vmx: Box::default(),
             arena,
             time: Time::new(),
+            entropy: Entropy::default(),
         };
         cpu.reset();
         cpu

@@ -49,8 +49,7 @@ pub(crate) fn lower(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         M::Aam => with(l, flow::aam, 0, u64::from(i.immediate8())),
         M::Aad => with(l, flow::aad, 0, u64::from(i.immediate8())),
         // Hints: what they hint at does not exist here.
-        M::Pause
-        | M::Prefetchw
+        M::Prefetchw
         | M::Prefetch
         | M::Prefetchnta
         | M::Prefetcht0
