@@ -1,1 +1,44 @@
-//! Boards: wires devices to buses, and the run loop
+//! Boards: where devices are wired to buses, and the loop that runs a guest on them.
+//!
+//! [`Microvm`] is the one board so far: see [`microvm`] for its devices and addresses.
+//!
+//! # Threads
+//!
+//! [`Microvm::run`] gives each vCPU a thread. An exit is served there, inline: the frozen buses find the device
+//! without a lock, and lock only that one. Devices that time drives are called from the loop of vCPU 0 where
+//! the engine keeps deadlines, else by a timer. The calling thread serves the host's side: input, the timer,
+//! the end of the run.
+//!
+//! Left out: PCI, virtio, a reset that starts the guest again (the run ends with [`Outcome::Reset`]), processor
+//! models to choose from, pausing while the guest runs on other threads.
+//!
+//! ```no_run
+//! use trapline_machine::{Microvm, MicrovmConfig, Outcome};
+//!
+//! let mut config = MicrovmConfig::new("/boot/vmlinuz");
+//! config.cmdline = "console=ttyS0".into();
+//! let outcome = Microvm::new(config)?.run()?;
+//! assert_eq!(outcome, Outcome::PowerOff);
+//! # Ok::<(), trapline_machine::Error>(())
+//! ```
+#![deny(unsafe_code)]
+
+mod boot_state;
+mod console;
+mod control;
+mod error;
+mod event_loop;
+mod host;
+mod irq;
+pub mod microvm;
+mod remote;
+mod run;
+mod stats;
+mod timers;
+
+pub use console::{Serial, UnknownSerial};
+pub use control::Outcome;
+pub use error::{Error, Result};
+pub use microvm::{Microvm, MicrovmConfig};
+pub use remote::Remote;
+pub use stats::Stats;

@@ -1,0 +1,156 @@
+//! How a run ends, and who may end it.
+
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use trapline_chipset::{SystemEvent, SystemEvents};
+use trapline_vcpu::Kicker;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::{Error, Result};
+
+/// How the guest ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It switched the machine off (ACPI S5).
+    PowerOff,
+    /// It asked for a reset.
+    Reset,
+    /// Triple fault: the processor went into shutdown.
+    Shutdown,
+    /// It wrote to the exit port of test guests; the value is `(v << 1) | 1`.
+    DebugExit(u32),
+    /// The user ended it: Ctrl-A X, a signal, [`Remote::quit`](crate::Remote::quit), or nobody reads its
+    /// output any more.
+    UserQuit,
+    /// The engine could not go on with what the guest did.
+    Stuck(String),
+}
+
+impl Outcome {
+    /// An exit code for a process: 0 powered off, 2 reset, 4 triple fault, 6 ended by the user, 8 stuck,
+    /// and odd values are those of the debug exit port, cut to 8 bits. (A process says 1 itself, for
+    /// errors of the host or the user; the debug exit code 1 is the same number.)
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::PowerOff => 0,
+            Self::Reset => 2,
+            Self::Shutdown => 4,
+            Self::UserQuit => 6,
+            Self::Stuck(_) => 8,
+            Self::DebugExit(code) => *code as u8,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PowerOff => f.write_str("the guest powered off"),
+            Self::Reset => f.write_str("the guest asked for a reset"),
+            Self::Shutdown => f.write_str("triple fault: the processor is in shutdown"),
+            Self::DebugExit(code) => write!(f, "the guest ended with debug exit code {code}"),
+            Self::UserQuit => f.write_str("ended by the user"),
+            Self::Stuck(why) => write!(f, "the engine cannot go on: {why}"),
+        }
+    }
+}
+
+/// What all threads of a machine share to end it.
+pub(crate) struct Control {
+    ended: Mutex<Option<Result<Outcome>>>,
+    stop: AtomicBool,
+    /// Asked for by a signal handler, which may do no more than this.
+    quit: AtomicBool,
+    /// The guest has entered a sleeping state that nothing wakes it from but the board.
+    asleep: AtomicBool,
+    kickers: OnceLock<Vec<Kicker>>,
+    wake: EventFd,
+}
+
+impl Control {
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            ended: Mutex::new(None),
+            stop: AtomicBool::new(false),
+            quit: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            kickers: OnceLock::new(),
+            wake: event_fd()?,
+        }))
+    }
+
+    /// The vCPUs to be stopped; called once.
+    pub(crate) fn set_kickers(&self, kickers: Vec<Kicker>) {
+        let _ = self.kickers.set(kickers);
+    }
+
+    /// Ends the run; the first call decides how.
+    pub(crate) fn finish(&self, how: Result<Outcome>) {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(how);
+        self.stop.store(true, Ordering::SeqCst);
+        self.kickers.get().into_iter().flatten().for_each(Kicker::kick);
+        self.ring();
+    }
+
+    /// Whether no vCPU is to be entered any more.
+    pub(crate) fn stopping(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Takes how the run ended; the machine can be run again then.
+    pub(crate) fn take(&self) -> Option<Result<Outcome>> {
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.stop.store(false, Ordering::SeqCst);
+        ended
+    }
+
+    /// Takes a guest's wish to sleep.
+    pub(crate) fn take_sleep(&self) -> bool {
+        self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::SeqCst)
+    }
+
+    /// From a signal handler: only atomics and one write(2).
+    pub(crate) fn quit_from_signal(&self) {
+        self.quit.store(true, Ordering::SeqCst);
+        self.ring();
+    }
+
+    /// What the event loop does when [`Control::wake`] is readable.
+    pub(crate) fn woken(&self) {
+        let _ = self.wake.read();
+        if self.quit.swap(false, Ordering::SeqCst) {
+            self.finish(Ok(Outcome::UserQuit));
+        }
+    }
+
+    /// Readable when the event loop should look here.
+    pub(crate) fn wake(&self) -> &EventFd {
+        &self.wake
+    }
+
+    fn ring(&self) {
+        // It fails only when the counter is at its end, and then it is readable anyway.
+        let _ = self.wake.write(1);
+    }
+}
+
+impl SystemEvents for Control {
+    fn raise(&self, event: SystemEvent) {
+        match event {
+            SystemEvent::PowerOff => self.finish(Ok(Outcome::PowerOff)),
+            SystemEvent::Reset => self.finish(Ok(Outcome::Reset)),
+            SystemEvent::DebugExit(code) => self.finish(Ok(Outcome::DebugExit(code))),
+            SystemEvent::Sleep(_) => self.asleep.store(true, Ordering::SeqCst),
+            // Address line 20 always works here, and there is no SMM.
+            SystemEvent::A20(_) | SystemEvent::SoftwareSmi(_) => {}
+        }
+    }
+}
+
+/// An eventfd that never blocks.
+pub(crate) fn event_fd() -> Result<EventFd> {
+    EventFd::new(EFD_NONBLOCK).map_err(|e: io::Error| Error::host("eventfd")(e))
+}

@@ -1,0 +1,72 @@
+//! What can go wrong on the host's side.
+
+use std::io;
+
+/// Why a machine could not be made or could not go on. Every message is one line.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// Guest memory is not possible.
+    #[error(transparent)]
+    Memory(#[from] trapline_memory::LayoutError),
+    /// Guest memory is too small for the board.
+    #[error("guest memory of {size} bytes is too small, the board needs at least 1 MiB")]
+    MemoryTooSmall {
+        /// Size asked for, in bytes.
+        size: u64,
+    },
+    /// The number of processors is out of range.
+    #[error("{0} processors, the board takes 1 to {max}", max = crate::microvm::MAX_CPUS)]
+    Cpus(u32),
+    /// The kernel, its initrd or its command line.
+    #[error(transparent)]
+    Boot(#[from] trapline_boot::Error),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] trapline_vcpu::Error),
+    /// Two devices at one address: a mistake of the board.
+    #[error(transparent)]
+    Bus(#[from] trapline_device::bus::BusError),
+    /// The operating system refused.
+    #[error("{what}: {source}")]
+    Host {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The host's event loop.
+    #[error("event loop: {0}")]
+    Events(event_manager::Error),
+    /// A saved state that does not fit.
+    #[error(transparent)]
+    Restore(#[from] trapline_device::RestoreError),
+    /// A saved state of another machine.
+    #[error("the saved state has {saved} processors, this machine {here}")]
+    OtherMachine {
+        /// Processors in the state.
+        saved: usize,
+        /// Processors of the machine.
+        here: usize,
+    },
+    /// A thread of the machine panicked: a bug.
+    #[error("the thread of vcpu {0} panicked")]
+    Panicked(u32),
+}
+
+impl Error {
+    /// Wraps the error of a system request.
+    pub(crate) fn host(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Host { what, source }
+    }
+}
+
+impl From<event_manager::Error> for Error {
+    fn from(error: event_manager::Error) -> Self {
+        Self::Events(error)
+    }
+}
+
+/// Result of this crate's calls.
+pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,0 +1,437 @@
+//! The board `microvm`: the devices of a PC's south bridge and no PCI, started straight at a kernel.
+//!
+//! | device | ports or address | interrupt |
+//! |---|---|---|
+//! | 8259A pair, ELCR | 0x20, 0xa0, 0x4d0 | INTR to LINT0 of vCPU 0 |
+//! | IOAPIC, 24 pins | 0xfec0_0000 | by message |
+//! | 8254 and port 0x61 | 0x40, 0x61 | IRQ 0 (IOAPIC pin 2) |
+//! | keyboard controller | 0x60, 0x64 | IRQ 1, IRQ 12 |
+//! | real-time clock | 0x70 | IRQ 8 |
+//! | POST code | 0x80 | |
+//! | system control port A | 0x92 | |
+//! | 16550A, COM1 | 0x3f8 | IRQ 4 |
+//! | exit port of test guests | 0x501 | |
+//! | ACPI PM block: events, control, timer, GPE0 | 0x600, 0x604, 0x608, 0x60c | IRQ 9 (SCI) |
+//! | reset control | 0xcf9 | |
+//!
+//! RAM begins at 0, leaves out 0xc000_0000 to 4 GiB, and goes on from there. Ports and addresses that nobody
+//! claims read all-ones and ignore writes. Address line 20 always works. The processor starts as the
+//! kernel's boot protocol says, the ACPI tables are at 0xe_0000.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use trapline_boot::acpi::{self, AcpiConfig};
+use trapline_boot::{RamRange, Request};
+use trapline_chipset::{
+    A20Gate, AcpiPm, AcpiPmConfig, DebugExit, I8042, Port92, PostCode, ResetControl, Rtc, SystemEvents, Uart,
+    acpi_pm, i8042,
+};
+use trapline_device::bus::{MmioBus, PioBus, SharedDevice};
+use trapline_device::{Clock, HostClock, IrqLine, IrqSink};
+use trapline_irqchip::ioapic::IoApic;
+use trapline_irqchip::pic::PicPair;
+use trapline_irqchip::pit::Pit;
+use trapline_memory::{GuestRam, RamConfig};
+use trapline_vcpu::{Accel, Engine, Kicker, Vcpu, Vm, VmConfig, choose, cpuid, create_vm};
+
+use crate::console::{Console, Flusher, Input, Port, Serial};
+use crate::control::{Control, Outcome};
+use crate::irq::{Intr, IsaLines};
+use crate::remote::Remote;
+use crate::run::{Routes, Shared, run_vcpu};
+use crate::stats::Stats;
+use crate::timers::{Timed, Timers, Touched};
+use crate::{Error, Result, boot_state, event_loop, host};
+
+/// The most processors: xAPIC IDs 0 to 253, and one for the IOAPIC.
+pub const MAX_CPUS: u32 = 254;
+/// The least memory in bytes: all of the first MiB, where boot data and tables are.
+const MIN_MEMORY: u64 = 1 << 20;
+
+const IOAPIC: u32 = 0xfec0_0000;
+const LOCAL_APIC: u32 = 0xfee0_0000;
+const COM1: u16 = 0x3f8;
+const PM1A_EVENT: u16 = 0x600;
+const PM1A_CONTROL: u16 = 0x604;
+const PM_TIMER: u16 = 0x608;
+const GPE0: u16 = 0x60c;
+const RESET: u16 = 0xcf9;
+/// What makes the reset control register reset: SYS_RST and RST_CPU.
+const RESET_VALUE: u8 = 0x06;
+const SLP_TYP_S5: u8 = 5;
+
+const IRQ_TIMER: u32 = 0;
+const IRQ_KEYBOARD: u32 = 1;
+const IRQ_COM1: u32 = 4;
+const IRQ_RTC: u32 = 8;
+const IRQ_SCI: u32 = 9;
+const IRQ_MOUSE: u32 = 12;
+
+/// What a [`Microvm`] is made from.
+#[derive(Debug)]
+pub struct MicrovmConfig {
+    /// RAM in bytes; a multiple of 4 KiB, at least 1 MiB.
+    pub memory: u64,
+    /// Processors, 1 to [`MAX_CPUS`].
+    pub cpus: u32,
+    /// What executes the guest.
+    pub accel: Accel,
+    /// The kernel: see [`trapline_boot`] for what it can be.
+    pub kernel: PathBuf,
+    /// Initial RAM disk.
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Where COM1 leads to.
+    pub serial: Serial,
+}
+
+impl MicrovmConfig {
+    /// One processor, 512 MiB, the engine chosen automatically, COM1 on standard input and output.
+    pub fn new(kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            memory: 512 << 20,
+            cpus: 1,
+            accel: Accel::Auto,
+            kernel: kernel.into(),
+            initrd: None,
+            cmdline: String::new(),
+            serial: Serial::Stdio,
+        }
+    }
+}
+
+/// The devices, for those who know them by their kind.
+pub(crate) struct Devices {
+    pub(crate) pic: PicPair,
+    pub(crate) ioapic: IoApic,
+    pub(crate) pit: Arc<Mutex<Timed<Pit>>>,
+    pub(crate) rtc: Arc<Mutex<Timed<Rtc>>>,
+    pub(crate) pm: Arc<Mutex<Timed<AcpiPm>>>,
+    pub(crate) uart: Arc<Mutex<Uart>>,
+    pub(crate) i8042: Arc<Mutex<I8042>>,
+    pub(crate) port92: Arc<Mutex<Port92>>,
+    pub(crate) reset: Arc<Mutex<ResetControl>>,
+    pub(crate) debug_exit: Arc<Mutex<DebugExit>>,
+    pub(crate) post: Arc<Mutex<PostCode>>,
+    console: Arc<Mutex<Flusher>>,
+}
+
+/// A machine of the board `microvm`, loaded and ready to run.
+pub struct Microvm {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) devices: Devices,
+    pub(crate) vcpus: Vec<Box<dyn Vcpu>>,
+    pub(crate) ram: GuestRam,
+    console: Console,
+    input: Option<Input>,
+    serial_path: Option<String>,
+    /// See [`Port::peer`].
+    _serial_peer: Option<std::fs::File>,
+    engine: String,
+    wall: Duration,
+    cpu: Duration,
+}
+
+/// Locks; a device whose earlier user panicked is used on as it is.
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Microvm {
+    /// Makes the machine and loads the kernel.
+    ///
+    /// # Errors
+    /// When the engine cannot be used, the memory cannot be had, or something is wrong with the files.
+    pub fn new(config: MicrovmConfig) -> Result<Self> {
+        let MicrovmConfig { memory, cpus, accel, kernel, initrd, cmdline, serial } = config;
+        if !(1..=MAX_CPUS).contains(&cpus) {
+            return Err(Error::Cpus(cpus));
+        }
+        let ram = GuestRam::new(&RamConfig::new(memory))?;
+        if memory < MIN_MEMORY {
+            return Err(Error::MemoryTooSmall { size: memory });
+        }
+        let rsdp = acpi::write(ram.memory(), &acpi_config(cpus))?;
+        let request = Request {
+            kernel: &kernel,
+            initrd: initrd.as_deref(),
+            command_line: &cmdline,
+            rsdp: Some(rsdp),
+            protocol: None,
+        };
+        let ranges: Vec<_> =
+            ram.slots().iter().map(|slot| RamRange { base: slot.gpa, size: slot.size }).collect();
+        let loaded = trapline_boot::load(ram.memory(), &ranges, &request)?;
+
+        let clock: Arc<dyn Clock> = Arc::new(HostClock::new());
+        let choice = choose(accel)?;
+        let vm = create_vm(choice.engine, &VmConfig { clock: clock.clone(), ..VmConfig::default() })?;
+        vm.set_memory(ram.arena(), ram.slots())?;
+        let mut vcpus = make_vcpus(&*vm, cpus)?;
+        let control = Control::new()?;
+        control.set_kickers(vcpus.iter().map(|vcpu| vcpu.kicker()).collect());
+        let Some(vcpu0) = vcpus.first_mut() else { return Err(Error::Cpus(cpus)) };
+        boot_state::set_virtual_wire(&mut **vcpu0)?;
+        boot_state::set_entry(&mut **vcpu0, &loaded.entry)?;
+
+        let Port { output, input, path, peer } = serial.open()?;
+        let touched = Touched::default();
+        let console = Console::new(output, control.clone(), clock.clone(), touched.clone());
+        let intr = Arc::new(Intr::default());
+        intr.connect(vcpu0.kicker());
+        let devices = Devices::new(&*vm, &intr, &clock, &control, &console, &touched);
+        devices.set_memory_size(&ranges);
+        let input = input.map(|file| Input::new(file, devices.uart.clone())).transpose()?;
+        let timers = devices.timers(vcpu0.kicker(), choice.engine, clock, touched)?;
+        let shared = Arc::new(devices.wire(vm, intr, timers, control)?);
+        shared.routes.tell(&shared.ioapic, &*shared.vm)?;
+        Ok(Self {
+            shared,
+            devices,
+            vcpus,
+            ram,
+            console,
+            input,
+            serial_path: path,
+            _serial_peer: peer,
+            engine: choice.why,
+            wall: Duration::ZERO,
+            cpu: Duration::ZERO,
+        })
+    }
+
+    /// Runs the guest until it ends, or somebody ends it. The calling thread serves the host's side; each
+    /// processor gets a thread of its own.
+    ///
+    /// After [`Outcome::UserQuit`] the machine can be run on.
+    ///
+    /// # Errors
+    /// When the host fails. The state of the guest is then undefined.
+    pub fn run(&mut self) -> Result<Outcome> {
+        // Restored when this function is left, in whichever way.
+        let _raw = self.input.as_ref().map(Input::raw_mode).transpose()?;
+        let (start, cpu) = (Instant::now(), host::cpu_time());
+        let shared = &*self.shared;
+        let panicked = thread::scope(|scope| {
+            let mut threads = Vec::new();
+            for vcpu in &mut self.vcpus {
+                let id = vcpu.id();
+                let run = move || {
+                    // A panic, too, must end the run.
+                    let _end = EndOfThread(&shared.control);
+                    if let Err(e) = run_vcpu(shared, &mut **vcpu) {
+                        shared.control.finish(Err(e));
+                    }
+                };
+                match thread::Builder::new().name(format!("vcpu{id}")).spawn_scoped(scope, run) {
+                    Ok(thread) => threads.push((id, thread)),
+                    Err(e) => shared.control.finish(Err(Error::host("thread of a vcpu")(e))),
+                }
+            }
+            if let Err(e) = event_loop::serve(&shared.control, &shared.timers, self.input.as_mut()) {
+                shared.control.finish(Err(e));
+            }
+            let joined = threads.into_iter().filter_map(|(id, thread)| thread.join().err().map(|_| id));
+            joined.collect::<Vec<_>>()
+        });
+        self.console.flush_now();
+        self.wall += start.elapsed();
+        self.cpu += host::cpu_time().saturating_sub(cpu);
+        let ended = self.shared.control.take();
+        match (panicked.first(), ended) {
+            (Some(&id), _) => Err(Error::Panicked(id)),
+            (None, Some(ended)) => ended,
+            (None, None) => Ok(Outcome::UserQuit),
+        }
+    }
+
+    /// A handle to end the run, or press the power button, from elsewhere.
+    pub fn remote(&self) -> Remote {
+        Remote::new(self.shared.control.clone(), self.shared.clone(), self.devices.pm.clone())
+    }
+
+    /// The path of the pseudo-terminal, for [`Serial::Pty`].
+    pub fn serial_path(&self) -> Option<&str> {
+        self.serial_path.as_deref()
+    }
+
+    /// The engine, and why it was chosen, in one line.
+    pub fn engine(&self) -> &str {
+        &self.engine
+    }
+
+    /// What the guest has cost so far.
+    pub fn stats(&self) -> Stats {
+        Stats {
+            engine: self.engine.clone(),
+            wall: self.wall,
+            cpu: self.cpu,
+            exits: self.vcpus.iter().map(|vcpu| vcpu.stats().clone()).collect(),
+            ports: self.shared.ports.stats().collect(),
+            mmio: self.shared.mmio.stats().collect(),
+        }
+    }
+}
+
+/// Ends the run when the thread of a vCPU ends, for whatever reason.
+struct EndOfThread<'a>(&'a Control);
+
+impl Drop for EndOfThread<'_> {
+    fn drop(&mut self) {
+        // The first to say how it ended is believed; this is the last.
+        self.0.finish(Ok(Outcome::UserQuit));
+    }
+}
+
+fn make_vcpus(vm: &dyn Vm, cpus: u32) -> Result<Vec<Box<dyn Vcpu>>> {
+    let leaves = vm.supported_cpuid()?;
+    let topology = cpuid::Topology::flat(cpus);
+    let mut vcpus = Vec::new();
+    for id in 0..cpus {
+        let mut vcpu = vm.create_vcpu(id)?;
+        vcpu.set_cpuid(&cpuid::for_vcpu(&leaves, &topology, id)?)?;
+        vcpus.push(vcpu);
+    }
+    Ok(vcpus)
+}
+
+/// What the tables tell about the board.
+fn acpi_config(cpus: u32) -> AcpiConfig {
+    AcpiConfig {
+        apic_ids: (0..cpus).collect(),
+        local_apic_address: LOCAL_APIC,
+        io_apic: Some(acpi::IoApic { id: 0, address: IOAPIC, gsi_base: 0 }),
+        pic: true,
+        timer_override: true,
+        sci: IRQ_SCI as u8,
+        pm1a_event: PM1A_EVENT,
+        pm1a_control: PM1A_CONTROL,
+        pm_timer: Some(PM_TIMER),
+        gpe0: Some((GPE0, 4)),
+        smi: None,
+        reset: Some((RESET, RESET_VALUE)),
+        s5_sleep_type: SLP_TYP_S5,
+        i8042: true,
+        vga: false,
+        rtc: Some(0x32),
+        serial: vec![(COM1, IRQ_COM1 as u8)],
+        virtio_mmio: Vec::new(),
+    }
+}
+
+/// A device that is on a bus and known by its kind.
+fn shared<D>(device: D) -> Arc<Mutex<D>> {
+    Arc::new(Mutex::new(device))
+}
+
+impl Devices {
+    fn new(
+        vm: &dyn Vm,
+        intr: &Arc<Intr>,
+        clock: &Arc<dyn Clock>,
+        control: &Arc<Control>,
+        console: &Console,
+        touched: &Touched,
+    ) -> Self {
+        let pic = PicPair::new(IrqLine::new(intr.clone(), 0));
+        let ioapic = IoApic::new(vm.msi_sink());
+        let lines: Arc<dyn IrqSink> = Arc::new(IsaLines { pic: pic.sink(), ioapic: ioapic.sink() });
+        let irq = |pin| IrqLine::new(lines.clone(), pin);
+        let events: Arc<dyn SystemEvents> = control.clone();
+        let a20 = Arc::new(A20Gate::new(events.clone()));
+        let pm_config = AcpiPmConfig {
+            timer_32bit: true,
+            always_enabled: true,
+            slp_typ_s5: SLP_TYP_S5,
+            ..AcpiPmConfig::default()
+        };
+        let pm = AcpiPm::new(pm_config, irq(IRQ_SCI), clock.clone(), events.clone());
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let output = Box::new(console.clone());
+        Self {
+            pit: Timed::new(Pit::new(clock.clone(), irq(IRQ_TIMER)), touched),
+            rtc: Timed::new(Rtc::new(irq(IRQ_RTC), clock.clone(), now), touched),
+            pm: Timed::new(pm, touched),
+            uart: shared(Uart::new("serial0", irq(IRQ_COM1), output)),
+            i8042: shared(I8042::new(irq(IRQ_KEYBOARD), irq(IRQ_MOUSE), a20.clone(), events.clone())),
+            port92: shared(Port92::new(a20, events.clone())),
+            reset: shared(ResetControl::new(events.clone())),
+            debug_exit: shared(DebugExit::new(events)),
+            post: shared(PostCode::new()),
+            console: shared(console.flusher()),
+            pic,
+            ioapic,
+        }
+    }
+
+    /// Tells the CMOS memory how much RAM there is.
+    fn set_memory_size(&self, ram: &[RamRange]) {
+        let (low, high): (Vec<_>, Vec<_>) = ram.iter().partition(|range| range.base < 1 << 32);
+        let sum = |ranges: Vec<&RamRange>| ranges.iter().map(|range| range.size).sum();
+        lock(&self.rtc).set_memory_size(sum(low), sum(high));
+    }
+
+    /// The devices that time drives, and who looks after them.
+    fn timers(
+        &self,
+        vcpu0: Kicker,
+        engine: Engine,
+        clock: Arc<dyn Clock>,
+        touched: Touched,
+    ) -> Result<Timers> {
+        let devices: Vec<SharedDevice> =
+            vec![self.pit.clone(), self.rtc.clone(), self.pm.clone(), self.console.clone()];
+        match engine {
+            Engine::Soft => Ok(Timers::on_vcpu0(clock, devices, touched, vcpu0)),
+            Engine::Kvm => Timers::on_timer(clock, devices, touched),
+        }
+    }
+
+    /// Puts the devices on their buses.
+    fn wire(
+        &self,
+        vm: Arc<dyn Vm>,
+        intr: Arc<Intr>,
+        timers: Timers,
+        control: Arc<Control>,
+    ) -> Result<Shared> {
+        let pic: SharedDevice = shared(self.pic.clone());
+        let mut ports = PioBus::builder();
+        ports.register(0x20, 2, pic.clone(), 0, "pic0")?;
+        ports.register(0xa0, 2, pic.clone(), 1, "pic1")?;
+        ports.register(0x4d0, 2, pic, 2, "elcr")?;
+        ports.register(0x40, 4, self.pit.clone(), 0, "pit")?;
+        ports.register(0x61, 1, self.pit.clone(), 1, "port61")?;
+        ports.register(0x60, 1, self.i8042.clone(), i8042::DATA, "i8042-data")?;
+        ports.register(0x64, 1, self.i8042.clone(), i8042::COMMAND, "i8042-cmd")?;
+        ports.register(0x70, 2, self.rtc.clone(), 0, "rtc")?;
+        ports.register(0x80, 1, self.post.clone(), 0, "post")?;
+        ports.register(0x92, 1, self.port92.clone(), 0, "port92")?;
+        ports.register(COM1, 8, self.uart.clone(), 0, "serial0")?;
+        ports.register(0x501, 4, self.debug_exit.clone(), 0, "debug-exit")?;
+        ports.register(PM1A_EVENT, 4, self.pm.clone(), acpi_pm::PM1A_EVT, "pm1a-event")?;
+        ports.register(PM1A_CONTROL, 2, self.pm.clone(), acpi_pm::PM1A_CNT, "pm1a-control")?;
+        ports.register(PM_TIMER, 4, self.pm.clone(), acpi_pm::PM_TMR, "pm-timer")?;
+        ports.register(GPE0, 4, self.pm.clone(), acpi_pm::GPE0, "gpe0")?;
+        ports.register(RESET, 1, self.reset.clone(), 0, "reset")?;
+        let mut mmio = MmioBus::builder();
+        mmio.register(IOAPIC.into(), 0x1000, shared(self.ioapic.clone()), 0, "ioapic")?;
+        let pm = self.pm.clone();
+        Ok(Shared {
+            vm,
+            ports: ports.build(),
+            mmio: mmio.build(),
+            pic: self.pic.clone(),
+            intr,
+            ioapic: self.ioapic.clone(),
+            routes: Routes::default(),
+            timers,
+            control,
+            wake: Box::new(move || lock(&pm).wake()),
+        })
+    }
+}

@@ -1,0 +1,46 @@
+//! What a run has cost.
+
+use std::fmt;
+use std::time::Duration;
+
+use trapline_device::bus::RegionStats;
+use trapline_vcpu::ExitStats;
+
+/// What a machine did so far.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// The engine, and why it was chosen.
+    pub engine: String,
+    /// Time spent in [`Microvm::run`](crate::Microvm::run).
+    pub wall: Duration,
+    /// Processor time that the process used meanwhile.
+    pub cpu: Duration,
+    /// Exits of each vCPU.
+    pub exits: Vec<ExitStats>,
+    /// Accesses of port regions.
+    pub ports: Vec<RegionStats>,
+    /// Accesses of memory-mapped regions.
+    pub mmio: Vec<RegionStats>,
+}
+
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "engine  {}", self.engine)?;
+        writeln!(f, "wall    {:.3} s", self.wall.as_secs_f64())?;
+        writeln!(f, "cpu     {:.3} s", self.cpu.as_secs_f64())?;
+        for (id, exits) in self.exits.iter().enumerate() {
+            writeln!(f, "exits   vcpu {id}: {}", exits.total())?;
+            for (kind, count) in exits.iter().filter(|(_, count)| *count > 0) {
+                writeln!(f, "        {:<18}{count:>12}", kind.name())?;
+            }
+        }
+        for (title, regions) in [("ports", &self.ports), ("mmio", &self.mmio)] {
+            let used = regions.iter().filter(|region| region.reads + region.writes > 0);
+            for region in used {
+                let RegionStats { name, start, len, reads, writes } = region;
+                writeln!(f, "{title:<8}{name:<12} {start:#10x}+{len:<#7x}{reads:>12} read {writes:>12} written")?;
+            }
+        }
+        Ok(())
+    }
+}
