@@ -246,7 +246,7 @@ impl Cpu {
     }
 
     /// A stack pointer of the 64-bit TSS.
-    fn tss_stack64(&mut self, at: u64) -> Result<u64, Stop> {
+    pub(crate) fn tss_stack64(&mut self, at: u64) -> Result<u64, Stop> {
         let tr = self.seg[seg::TR];
         if at + 7 > u64::from(tr.limit) {
             return Err(self.selector_fault(vector::TS, tr.selector));

@@ -10,6 +10,7 @@
 //! [`crate::ops::ea`].
 
 mod branch;
+mod far;
 mod flow;
 mod int;
 mod mem;
@@ -456,6 +457,7 @@ fn lower_one(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         .or_else(|| string::lower(l, i))
         .or_else(|| flow::lower(l, i))
         .or_else(|| system::lower(l, i))
+        .or_else(|| far::lower(l, i))
 }
 
 /// The decoder options of a model.
