@@ -13,9 +13,15 @@
 
 mod buffer;
 mod contract;
+mod engine;
+mod host;
 mod raw;
 pub mod storage;
+mod sys;
+mod uring;
 
 pub use buffer::{BUFFER_ALIGN, Buffer};
 pub use contract::{Access, Disk, DiskError, DiskInfo, Extent, Result, SECTOR_SIZE};
+pub use engine::{Completion, Engine, EngineOptions, Op, Request};
+pub use host::{CacheMode, HostFile};
 pub use raw::RawDisk;
