@@ -15,6 +15,12 @@ pub enum Error {
         /// Size asked for, in bytes.
         size: u64,
     },
+    /// Guest memory is larger than the board can address.
+    #[error("guest memory of {size} bytes is too large, the board takes at most {max}", max = crate::microvm::MAX_MEMORY)]
+    MemoryTooLarge {
+        /// Size asked for, in bytes.
+        size: u64,
+    },
     /// The number of processors is out of range.
     #[error("{0} processors, the board takes 1 to {max}", max = crate::microvm::MAX_CPUS)]
     Cpus(u32),

@@ -48,6 +48,8 @@ use crate::{Error, Result, boot_state, event_loop, host};
 
 /// The most processors: xAPIC IDs 0 to 253, and one for the IOAPIC.
 pub const MAX_CPUS: u32 = 254;
+/// The most memory in bytes: 64 TiB, within the 46 physical address bits that processors commonly have.
+pub const MAX_MEMORY: u64 = 1 << 46;
 /// The least memory in bytes: all of the first MiB, where boot data and tables are.
 const MIN_MEMORY: u64 = 1 << 20;
 
@@ -151,6 +153,9 @@ impl Microvm {
         if !(1..=MAX_CPUS).contains(&cpus) {
             return Err(Error::Cpus(cpus));
         }
+        if memory > MAX_MEMORY {
+            return Err(Error::MemoryTooLarge { size: memory });
+        }
         let ram = GuestRam::new(&RamConfig::new(memory))?;
         if memory < MIN_MEMORY {
             return Err(Error::MemoryTooSmall { size: memory });
@@ -252,6 +257,11 @@ impl Microvm {
     /// A handle to end the run, or press the power button, from elsewhere.
     pub fn remote(&self) -> Remote {
         Remote::new(self.shared.control.clone(), self.shared.clone(), self.devices.pm.clone())
+    }
+
+    /// The guest's memory.
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
     }
 
     /// The path of the pseudo-terminal, for [`Serial::Pty`].

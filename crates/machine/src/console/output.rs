@@ -220,7 +220,7 @@ mod tests {
         assert!(touched.swap(false, Ordering::SeqCst));
         assert_eq!(flusher.deadline(), Some(5 + PATIENCE));
         assert!(log.0.lock().unwrap().is_empty());
-        flusher.poll(5 + PATIENCE);
+        Poll::poll(&mut flusher, 5 + PATIENCE);
         assert_eq!(flusher.deadline(), None);
         assert_eq!(*log.0.lock().unwrap(), [b"hello"]);
 

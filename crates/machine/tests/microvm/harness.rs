@@ -1,0 +1,197 @@
+//! Tiny guests, on every engine that this host has.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use trapline_machine::{Error, Microvm, MicrovmConfig, Outcome, Serial, Stats};
+use trapline_vcpu::Accel;
+
+/// The engines that tests run on.
+const ENGINES: &[Accel] = &[Accel::Kvm, Accel::Soft];
+
+pub const MIB: u64 = 1 << 20;
+/// Where the guest's code is.
+pub const CODE: u64 = MIB;
+/// Where the guest may have its interrupt descriptor table, below its stack.
+pub const IDT: u32 = 0x30_0000;
+const STACK: u32 = 0x38_0000;
+/// Longer than any test takes.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub const COM1: u32 = 0x3f8;
+pub const DEBUG_EXIT: u32 = 0x501;
+
+/// Runs a test once for each engine that this host has.
+pub fn on_every_engine(test: impl Fn(Accel)) {
+    for &engine in ENGINES {
+        match trapline_vcpu::choose(engine).and_then(|choice| {
+            trapline_vcpu::create_vm(choice.engine, &trapline_vcpu::VmConfig::default())
+        }) {
+            Ok(_) => test(engine),
+            Err(trapline_vcpu::Error::Unavailable { why, .. }) => eprintln!("skipped on {engine}: {why}"),
+            Err(e) => panic!("{engine}: {e}"),
+        }
+    }
+}
+
+pub type AsmResult = Result<(), IcedError>;
+
+/// A 32-bit ELF file in `dir` whose code, starting with a stack and interrupts off, is what `code` says.
+pub fn kernel(dir: &tempfile::TempDir, code: impl FnOnce(&mut CodeAssembler) -> AsmResult) -> std::path::PathBuf {
+    let mut asm = CodeAssembler::new(32).unwrap();
+    asm.mov(esp, STACK).unwrap();
+    code(&mut asm).unwrap();
+    let code = asm.assemble(CODE).unwrap();
+
+    let mut elf = b"\x7fELF\x01\x01\x01".to_vec();
+    elf.resize(16, 0);
+    let half = |elf: &mut Vec<u8>, values: &[u16]| elf.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    let word = |elf: &mut Vec<u8>, values: &[u32]| elf.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+    let (start, size) = (CODE as u32, code.len() as u32);
+    half(&mut elf, &[2, 3]); // executable, 386
+    word(&mut elf, &[1, start, 52, 0, 0]);
+    half(&mut elf, &[52, 32, 1, 40, 0, 0]);
+    word(&mut elf, &[1, 84, start, start, size, size, 5, 4]); // one segment to load
+    elf.extend(code);
+    let path = dir.path().join("kernel");
+    std::fs::write(&path, elf).unwrap();
+    path
+}
+
+/// What a guest sent.
+#[derive(Clone, Default)]
+pub struct Output(Arc<Mutex<Vec<u8>>>);
+
+impl Output {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// How a guest ended.
+pub struct Ran {
+    pub outcome: Outcome,
+    pub output: String,
+    pub stats: Stats,
+}
+
+/// A machine with 4 MiB and the output of its serial port.
+pub fn machine(
+    accel: Accel,
+    input: Option<OwnedFd>,
+    code: impl FnOnce(&mut CodeAssembler) -> AsmResult,
+) -> (Microvm, Output) {
+    let dir = tempfile::tempdir().unwrap();
+    let output = Output::default();
+    let config = MicrovmConfig {
+        memory: 4 * MIB,
+        accel,
+        serial: Serial::Custom { output: Box::new(output.clone()), input },
+        ..MicrovmConfig::new(kernel(&dir, code))
+    };
+    (Microvm::new(config).unwrap(), output)
+}
+
+/// Runs a guest to its end.
+pub fn run(accel: Accel, code: impl FnOnce(&mut CodeAssembler) -> AsmResult) -> Ran {
+    let (machine, output) = machine(accel, None, code);
+    finish(machine, output)
+}
+
+/// Runs a guest that is fed `input`.
+pub fn run_with_input(
+    accel: Accel,
+    input: &[u8],
+    code: impl FnOnce(&mut CodeAssembler) -> AsmResult,
+) -> Ran {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(input).unwrap();
+    io::Seek::rewind(&mut file).unwrap();
+    let (machine, output) = machine(accel, Some(File::into(file)), code);
+    finish(machine, output)
+}
+
+/// Runs a machine to its end, or until patience ends, which is a failure.
+pub fn finish(mut machine: Microvm, output: Output) -> Ran {
+    let remote = machine.remote();
+    let (alive, ended) = mpsc::channel::<()>();
+    let watchdog = std::thread::spawn(move || {
+        let late = ended.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout);
+        if late {
+            remote.quit();
+        }
+        late
+    });
+    let outcome = machine.run();
+    drop(alive);
+    assert!(!watchdog.join().unwrap(), "the guest hangs; it said {:?}\n{}", output.text(), machine.stats());
+    Ran { outcome: outcome.unwrap(), output: output.text(), stats: machine.stats() }
+}
+
+/// What can be wrong with a configuration.
+pub fn refusal(config: MicrovmConfig) -> Error {
+    match Microvm::new(config) {
+        Ok(_) => panic!("accepted"),
+        Err(e) => e,
+    }
+}
+
+/// Guest: sends `text` to COM1, byte by byte.
+pub fn say(a: &mut CodeAssembler, text: &str) -> AsmResult {
+    a.mov(dx, COM1)?;
+    for byte in text.bytes() {
+        a.mov(al, u32::from(byte))?;
+        a.out(dx, al)?;
+    }
+    Ok(())
+}
+
+/// Guest: writes a byte to a port.
+pub fn out(a: &mut CodeAssembler, port: u32, value: u32) -> AsmResult {
+    a.mov(edx, port)?;
+    a.mov(eax, value)?;
+    a.out(dx, al)
+}
+
+/// Guest: ends with `(value << 1) | 1`.
+pub fn exit(a: &mut CodeAssembler, value: u32) -> AsmResult {
+    a.mov(edx, DEBUG_EXIT)?;
+    a.mov(eax, value)?;
+    a.out(dx, eax)
+}
+
+/// Guest: sets the gate of `vector` to `handler` and loads IDTR.
+pub fn gate(a: &mut CodeAssembler, vector: u32, handler: CodeLabel) -> AsmResult {
+    let entry = IDT + 8 * vector;
+    let mut after = a.create_label();
+    a.call(after)?; // pushes the address of the jump
+    a.jmp(handler)?;
+    a.set_label(&mut after)?;
+    a.pop(eax)?;
+    a.mov(ebx, eax)?;
+    a.and(ebx, 0xffff)?;
+    a.or(ebx, 0x10 << 16)?; // the kernel's code segment
+    a.mov(dword_ptr(entry), ebx)?;
+    a.and(eax, 0xffff_0000_u32 as i32)?;
+    a.or(eax, 0x8e00)?;
+    a.mov(dword_ptr(entry + 4), eax)?;
+    let pointer = IDT - 8;
+    a.mov(word_ptr(pointer), 0x7ff)?;
+    a.mov(dword_ptr(pointer + 2), IDT)?;
+    a.lidt(dword_ptr(pointer))
+}
