@@ -13,6 +13,7 @@ use crate::mmu::Mmu;
 use crate::msr::Msrs;
 use crate::ops::system::misc::Entropy;
 use crate::shared::{Inbox, Shared};
+use crate::sse::Xmm;
 use crate::vmx::Vmx;
 
 /// Register slot that always holds zero: an absent base or index.
@@ -274,6 +275,42 @@ impl Signals {
     pub const NMI: u32 = 2;
     /// Another processor or a device changed code or page tables that this one may have cached.
     pub const CODE: u32 = 4;
+    /// An INIT signal: a VM exit in non-root operation, unless the processor waits for a SIPI.
+    pub const INIT: u32 = 8;
+    /// A startup IPI, see [`Signals::raise_sipi`].
+    pub const SIPI: u32 = 16;
+    const INTERRUPT_VECTOR: u32 = 16;
+    const SIPI_VECTOR: u32 = 24;
+
+    /// Raises [`Signals::INTERRUPT`], and says which vector the interrupt controller gives when it is
+    /// acknowledged. Only needed where the processor itself acknowledges: with "acknowledge interrupt on
+    /// exit", and without external-interrupt exiting.
+    pub fn raise_interrupt(&self, vector: u8) {
+        self.replace(Self::INTERRUPT, Self::INTERRUPT_VECTOR, vector);
+    }
+
+    /// Raises [`Signals::SIPI`] with its vector.
+    pub fn raise_sipi(&self, vector: u8) {
+        self.replace(Self::SIPI, Self::SIPI_VECTOR, vector);
+    }
+
+    fn replace(&self, bit: u32, shift: u32, vector: u8) {
+        let new = |old: u32| Some(old & !(0xff << shift) | bit | u32::from(vector) << shift);
+        // The closure always gives a value.
+        let _ = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, new);
+    }
+
+    /// Acknowledges the external interrupt: it goes down.
+    pub(crate) fn take_interrupt(&self) -> u8 {
+        let old = self.0.fetch_and(!(Self::INTERRUPT | 0xff << Self::INTERRUPT_VECTOR), Ordering::SeqCst);
+        (old >> Self::INTERRUPT_VECTOR) as u8
+    }
+
+    /// Takes the startup IPI, if there is one.
+    pub(crate) fn take_sipi(&self) -> Option<u8> {
+        let old = self.0.fetch_and(!(Self::SIPI | 0xff << Self::SIPI_VECTOR), Ordering::SeqCst);
+        (old & Self::SIPI != 0).then_some((old >> Self::SIPI_VECTOR) as u8)
+    }
 
     /// Raises `bits`.
     pub fn raise(&self, bits: u32) {
@@ -282,7 +319,15 @@ impl Signals {
 
     /// Takes `bits` down; says which were up.
     pub fn clear(&self, bits: u32) -> u32 {
-        self.0.fetch_and(!bits, Ordering::SeqCst) & bits
+        // A vector without its signal must not keep the word from being zero.
+        let mut also = bits;
+        if bits & Self::INTERRUPT != 0 {
+            also |= 0xff << Self::INTERRUPT_VECTOR;
+        }
+        if bits & Self::SIPI != 0 {
+            also |= 0xff << Self::SIPI_VECTOR;
+        }
+        self.0.fetch_and(!also, Ordering::SeqCst) & bits
     }
 
     /// What is up now.
@@ -319,8 +364,10 @@ pub struct Cpu {
     pub shadow: u32,
     /// Length of the last instruction that stopped.
     pub(crate) last_len: u8,
-    /// CR0 bits of the guest that VM entry does not load.
-    pub(crate) guest_cr0_kept: u64,
+    /// [`Cpu::pending_debug`] when the instruction under way began.
+    pub(crate) debug_before: u64,
+    /// The instruction under way is an IRET that has ended blocking by NMI.
+    pub(crate) nmi_unblocked: bool,
     /// The shadow was set by the very last instruction.
     pub(crate) shadow_is_new: bool,
     /// RFLAGS.TF was set when the instruction under way began.
@@ -369,7 +416,7 @@ pub struct Cpu {
     /// x87 unit.
     pub x87: X87,
     /// SSE registers.
-    pub xmm: [u128; 16],
+    pub xmm: [Xmm; 32],
     /// SSE control and status.
     pub mxcsr: Mxcsr,
     /// Model-specific registers that are only storage.
@@ -426,7 +473,16 @@ impl Cpu {
 
     /// One of several processors that share `arena` and, made for it, `shared`.
     pub fn in_machine(arena: Arc<Arena>, model: Arc<Model>, shared: Arc<Shared>) -> Self {
-        let signals = Arc::<Signals>::default();
+        Self::with_signals(arena, model, shared, Arc::default())
+    }
+
+    /// [`Cpu::in_machine`] with [`Cpu::signals`] that somebody has already.
+    pub fn with_signals(
+        arena: Arc<Arena>,
+        model: Arc<Model>,
+        shared: Arc<Shared>,
+        signals: Arc<Signals>,
+    ) -> Self {
         let inbox = shared.join(signals.clone());
         let mut cpu = Self {
             regs: [0; 32],
@@ -441,7 +497,8 @@ impl Cpu {
             nonroot: false,
             shadow: 0,
             last_len: 0,
-            guest_cr0_kept: 0,
+            debug_before: 0,
+            nmi_unblocked: false,
             shadow_is_new: false,
             step_pending: false,
             ea_base: [0; 8],
@@ -466,7 +523,7 @@ impl Cpu {
             delivering: None,
             activity: Activity::Active,
             x87: X87::default(),
-            xmm: [0; 16],
+            xmm: [Xmm::default(); 32],
             mxcsr: Mxcsr::default(),
             msr: Msrs::default(),
             model,
@@ -500,7 +557,7 @@ impl Cpu {
         (self.shadow, self.pending_debug, self.delivering) = (0, 0, None);
         self.activity = Activity::Active;
         self.x87 = X87::default();
-        self.xmm = [0; 16];
+        self.xmm = [Xmm::default(); 32];
         self.mxcsr = Mxcsr::default();
         self.msr = Msrs::default();
         self.mode_changed();

@@ -232,7 +232,7 @@ fn round_edge(x: Exact, range: Range, env: &mut Env) -> (i32, u64) {
             note(&r, env);
             return (moved, r.sig);
         }
-        env.raise(Flags::PE);
+        beyond(&r, range, env);
         return (0, 0);
     }
     if env.ftz {
@@ -256,6 +256,16 @@ fn note(r: &Rounded, env: &mut Env) {
     }
 }
 
+/// Unmasked, and even the moved exponent is out of range. FSCALE, alone in the 80-bit format, then gives zero
+/// or infinity, which are inexact; a conversion to a narrower format gives nothing.
+fn beyond(r: &Rounded, range: Range, env: &mut Env) {
+    if range.max == 0x7fff {
+        env.raise(Flags::PE);
+    } else {
+        note(r, env);
+    }
+}
+
 /// `(biased, r)` is past the range: raises overflow and gives what takes its place.
 fn overflow(sign: bool, (biased, r): (i32, Rounded), range: Range, env: &mut Env) -> (i32, u64) {
     env.raise(Flags::OE);
@@ -265,7 +275,7 @@ fn overflow(sign: bool, (biased, r): (i32, Rounded), range: Range, env: &mut Env
             note(&r, env);
             return (moved, r.sig);
         }
-        env.raise(Flags::PE);
+        beyond(&r, range, env);
         env.rounded_up = true;
         return (range.max, HALF);
     }

@@ -14,6 +14,7 @@ mod far;
 mod flow;
 mod int;
 mod mem;
+mod sse;
 mod string;
 mod system;
 
@@ -454,6 +455,7 @@ fn lower_one(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
     None.or_else(|| int::lower(l, i))
         .or_else(|| branch::lower(l, i))
         .or_else(|| mem::lower(l, i))
+        .or_else(|| sse::lower(l, i))
         .or_else(|| string::lower(l, i))
         .or_else(|| flow::lower(l, i))
         .or_else(|| system::lower(l, i))

@@ -125,6 +125,15 @@ macro_rules! plain {
 }
 plain!(u8, AtomicU8; u16, AtomicU16; u32, AtomicU32; u64, AtomicU64);
 
+impl Plain for crate::sse::Xmm {
+    unsafe fn compare_exchange(p: *mut Self, current: Self, new: Self) -> Result<Self, Self> {
+        // SAFETY: same size, alignment and validity; by the contract.
+        unsafe { u128::compare_exchange(p.cast(), current.into(), new.into()) }
+            .map(Self::from)
+            .map_err(Self::from)
+    }
+}
+
 impl Plain for u128 {
     unsafe fn compare_exchange(p: *mut Self, current: Self, new: Self) -> Result<Self, Self> {
         // There is no portable 16-byte atomic: a lock makes processors of this program agree.

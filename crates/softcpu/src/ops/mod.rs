@@ -7,6 +7,7 @@ pub mod flow;
 pub mod mem;
 pub mod muldiv;
 pub mod shift;
+pub mod sse;
 pub mod string;
 pub mod system;
 
