@@ -106,7 +106,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(help) if matches!(help.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
-            print!("{help}");
+            let _ = help.print(); // nobody may be there to read it
             return ExitCode::SUCCESS;
         }
         Err(error) => {

@@ -1,4 +1,33 @@
-//! Trapline: reusable VMM crates in Rust. This package re-exports them all.
+//! Trapline: reusable VMM crates in Rust, with an x86-64 processor with VT-x in software.
+//!
+//! This package is a facade: it re-exports the crates, so that a program that uses several of them meets one
+//! version of each. Each can be depended on alone, as `trapline-<name>`.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`machine`] | boards, and the loop that runs a guest on them |
+//! | [`boot`] | kernel loading, ACPI tables |
+//! | [`vcpu`] | virtual machines and processors on either engine: KVM, or `soft` |
+//! | [`softcpu`] | the processor in software |
+//! | [`chipset`], [`irqchip`] | the devices of a PC |
+//! | [`device`] | what a device is: traits, buses, interrupt lines, clocks |
+//! | [`memory`] | guest memory, EPT, page-table walkers, dirty tracking |
+//! | [`vmx`] | the VMCS as data |
+//!
+//! [`vm_memory`] and [`kvm_bindings`] are re-exported too: their types are part of the crates' own interfaces.
+//!
+//! A kernel, with its console on standard output:
+//!
+//! ```no_run
+//! use trapline::machine::{Microvm, MicrovmConfig};
+//!
+//! let mut config = MicrovmConfig::new("vmlinuz");
+//! config.initrd = Some("initrd.gz".into());
+//! config.cmdline = "console=ttyS0".into();
+//! let outcome = Microvm::new(config)?.run()?;
+//! eprintln!("{outcome}");
+//! # Ok::<(), trapline::machine::Error>(())
+//! ```
 #![forbid(unsafe_code)]
 
 pub use trapline_boot as boot;

@@ -33,6 +33,7 @@ mod irq;
 pub mod microvm;
 mod remote;
 mod run;
+mod state;
 mod stats;
 mod timers;
 
@@ -41,4 +42,5 @@ pub use control::Outcome;
 pub use error::{Error, Result};
 pub use microvm::{Microvm, MicrovmConfig};
 pub use remote::Remote;
+pub use state::MachineState;
 pub use stats::Stats;

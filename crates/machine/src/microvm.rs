@@ -119,7 +119,7 @@ pub(crate) struct Devices {
     pub(crate) reset: Arc<Mutex<ResetControl>>,
     pub(crate) debug_exit: Arc<Mutex<DebugExit>>,
     pub(crate) post: Arc<Mutex<PostCode>>,
-    console: Arc<Mutex<Flusher>>,
+    pub(crate) console: Arc<Mutex<Flusher>>,
 }
 
 /// A machine of the board `microvm`, loaded and ready to run.

@@ -38,7 +38,10 @@ impl fmt::Display for Stats {
             let used = regions.iter().filter(|region| region.reads + region.writes > 0);
             for region in used {
                 let RegionStats { name, start, len, reads, writes } = region;
-                writeln!(f, "{title:<8}{name:<12} {start:#10x}+{len:<#7x}{reads:>12} read {writes:>12} written")?;
+                writeln!(
+                    f,
+                    "{title:<8}{name:<12} {start:#10x}+{len:<#7x}{reads:>12} read {writes:>12} written"
+                )?;
             }
         }
         Ok(())

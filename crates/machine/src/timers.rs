@@ -219,10 +219,10 @@ impl Timers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use trapline_device::AccessSize::Byte;
     use trapline_device::IrqLine;
     use trapline_device::bus::PioBus;
     use trapline_device::test::{FakeClock, Recorder};
-    use trapline_device::AccessSize::Byte;
     use trapline_irqchip::pit::Pit;
 
     #[test]

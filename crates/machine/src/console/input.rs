@@ -39,7 +39,16 @@ impl Input {
         uart.lock().unwrap_or_else(PoisonError::into_inner).set_room_hook(hook);
         let terminal = file.file.is_terminal();
         let escapes = Escapes::default();
-        Ok(Self { file, terminal, escapes, backlog: VecDeque::new(), uart, room, at_end: false, deferred: false })
+        Ok(Self {
+            file,
+            terminal,
+            escapes,
+            backlog: VecDeque::new(),
+            uart,
+            room,
+            at_end: false,
+            deferred: false,
+        })
     }
 
     /// Readable when the guest has made room.

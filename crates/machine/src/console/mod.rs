@@ -104,7 +104,8 @@ impl Serial {
         let port = |output, input| Port { output, input, path: None, peer: None };
         match self {
             Self::Stdio => {
-                let own = |fd: io::Result<OwnedFd>| fd.map(File::from).map_err(Error::host("standard streams"));
+                let own =
+                    |fd: io::Result<OwnedFd>| fd.map(File::from).map_err(Error::host("standard streams"));
                 let file = own(io::stdin().as_fd().try_clone_to_owned())?;
                 let output = own(io::stdout().as_fd().try_clone_to_owned())?;
                 Ok(port(Sink::Patient(output), Some(InputFile { file, escapes: true })))

@@ -29,9 +29,9 @@ pub const DEBUG_EXIT: u32 = 0x501;
 /// Runs a test once for each engine that this host has.
 pub fn on_every_engine(test: impl Fn(Accel)) {
     for &engine in ENGINES {
-        match trapline_vcpu::choose(engine).and_then(|choice| {
-            trapline_vcpu::create_vm(choice.engine, &trapline_vcpu::VmConfig::default())
-        }) {
+        match trapline_vcpu::choose(engine)
+            .and_then(|choice| trapline_vcpu::create_vm(choice.engine, &trapline_vcpu::VmConfig::default()))
+        {
             Ok(_) => test(engine),
             Err(trapline_vcpu::Error::Unavailable { why, .. }) => eprintln!("skipped on {engine}: {why}"),
             Err(e) => panic!("{engine}: {e}"),
@@ -42,7 +42,10 @@ pub fn on_every_engine(test: impl Fn(Accel)) {
 pub type AsmResult = Result<(), IcedError>;
 
 /// A 32-bit ELF file in `dir` whose code, starting with a stack and interrupts off, is what `code` says.
-pub fn kernel(dir: &tempfile::TempDir, code: impl FnOnce(&mut CodeAssembler) -> AsmResult) -> std::path::PathBuf {
+pub fn kernel(
+    dir: &tempfile::TempDir,
+    code: impl FnOnce(&mut CodeAssembler) -> AsmResult,
+) -> std::path::PathBuf {
     let mut asm = CodeAssembler::new(32).unwrap();
     asm.mov(esp, STACK).unwrap();
     code(&mut asm).unwrap();
@@ -114,11 +117,7 @@ pub fn run(accel: Accel, code: impl FnOnce(&mut CodeAssembler) -> AsmResult) -> 
 }
 
 /// Runs a guest that is fed `input`.
-pub fn run_with_input(
-    accel: Accel,
-    input: &[u8],
-    code: impl FnOnce(&mut CodeAssembler) -> AsmResult,
-) -> Ran {
+pub fn run_with_input(accel: Accel, input: &[u8], code: impl FnOnce(&mut CodeAssembler) -> AsmResult) -> Ran {
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(input).unwrap();
     io::Seek::rewind(&mut file).unwrap();

@@ -216,3 +216,19 @@ fn the_power_button_raises_the_sci() {
         assert_eq!(ran.outcome, Outcome::DebugExit(0x11 << 1 | 1), "{accel}");
     });
 }
+
+/// Guest: sends a letter for each timer interrupt, 10 ms apart, and ends after the last.
+pub fn alphabet(a: &mut CodeAssembler) -> AsmResult {
+    let (mut handler, mut idle) = (a.create_label(), a.create_label());
+    a.xor(edi, edi)?;
+    gate(a, 0x20, handler)?;
+    start_pic(a, 0xfffe)?;
+    start_pit(a, 11932)?;
+    wait(a, &mut idle)?;
+    a.set_label(&mut handler)?;
+    a.mov(edx, COM1)?;
+    a.lea(eax, ptr(edi + u32::from(b'a')))?;
+    a.out(dx, al)?;
+    out(a, 0x20, 0x20)?;
+    count_to(a, 26, idle)
+}

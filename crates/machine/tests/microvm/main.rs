@@ -5,6 +5,7 @@ mod hostile;
 mod input;
 mod interrupts;
 mod refusals;
+mod saved;
 
 use harness::*;
 use iced_x86::code_asm::*;

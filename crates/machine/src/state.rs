@@ -1,0 +1,120 @@
+//! The state of a machine that does not run, without its memory.
+
+use kvm_bindings::kvm_clock_data;
+use serde::{Deserialize, Serialize};
+use trapline_chipset::{AcpiPm, DebugExit, I8042, Port92, PostCode, ResetControl, Rtc, Uart};
+use trapline_device::SaveRestore;
+use trapline_irqchip::ioapic::IoApic;
+use trapline_irqchip::pic::PicPair;
+use trapline_irqchip::pit::Pit;
+use trapline_vcpu::VcpuState;
+
+use crate::microvm::{Devices, Microvm, lock};
+use crate::{Error, Result};
+
+/// Saved state of a device.
+type State<D> = <D as SaveRestore>::State;
+
+/// Everything that a [`Microvm`] is made of, but for the contents of its memory
+/// ([`Microvm::ram`]), the files behind it, and keys that the guest has not received yet.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct MachineState {
+    vcpus: Vec<VcpuState>,
+    /// The paravirtual clock, where the engine has one.
+    clock: Option<kvm_clock_data>,
+    devices: DeviceStates,
+}
+
+/// One field for each device of the board.
+#[derive(Debug, Serialize, Deserialize)]
+struct DeviceStates {
+    pic: State<PicPair>,
+    ioapic: State<IoApic>,
+    pit: State<Pit>,
+    rtc: State<Rtc>,
+    pm: State<AcpiPm>,
+    uart: State<Uart>,
+    i8042: State<I8042>,
+    port92: State<Port92>,
+    reset: State<ResetControl>,
+    debug_exit: State<DebugExit>,
+    post: State<PostCode>,
+}
+
+impl Devices {
+    fn save(&self) -> DeviceStates {
+        // What the guest has sent goes out before it is saved: there is nothing to keep of the console.
+        let Self { pic, ioapic, pit, rtc, pm, uart, i8042, port92, reset, debug_exit, post, console: _ } =
+            self;
+        DeviceStates {
+            pic: pic.save(),
+            ioapic: ioapic.save(),
+            pit: lock(pit).save(),
+            rtc: lock(rtc).save(),
+            pm: lock(pm).save(),
+            uart: lock(uart).save(),
+            i8042: lock(i8042).save(),
+            port92: lock(port92).save(),
+            reset: lock(reset).save(),
+            debug_exit: lock(debug_exit).save(),
+            post: lock(post).save(),
+        }
+    }
+
+    fn restore(&mut self, states: DeviceStates) -> Result<()> {
+        let DeviceStates { pic, ioapic, pit, rtc, pm, uart, i8042, port92, reset, debug_exit, post } = states;
+        lock(&self.pit).restore(pit)?;
+        lock(&self.rtc).restore(rtc)?;
+        lock(&self.pm).restore(pm)?;
+        lock(&self.uart).restore(uart)?;
+        lock(&self.i8042).restore(i8042)?;
+        lock(&self.port92).restore(port92)?;
+        lock(&self.reset).restore(reset)?;
+        lock(&self.debug_exit).restore(debug_exit)?;
+        lock(&self.post).restore(post)?;
+        // Last, so that lines which the others drove meanwhile leave no trace.
+        self.ioapic.restore(ioapic)?;
+        self.pic.restore(pic)?;
+        Ok(())
+    }
+}
+
+impl Microvm {
+    /// Takes the state, between two runs.
+    ///
+    /// # Errors
+    /// When the engine cannot tell a part of it.
+    pub fn save(&self) -> Result<MachineState> {
+        let msrs = self.shared.vm.saved_msrs()?;
+        let vcpus = self.vcpus.iter().map(|vcpu| VcpuState::save(&**vcpu, &msrs));
+        let vcpus = vcpus.collect::<trapline_vcpu::Result<_>>()?;
+        let clock = match self.shared.vm.clock() {
+            Err(trapline_vcpu::Error::Unsupported { .. }) => None,
+            other => Some(other?),
+        };
+        Ok(MachineState { vcpus, clock, devices: self.devices.save() })
+    }
+
+    /// Puts a state into a machine that was made from the same configuration and has not run yet. The
+    /// contents of memory are the caller's to restore.
+    ///
+    /// # Errors
+    /// When the state is not one that this machine can be in; it is of no use then.
+    pub fn restore(&mut self, state: MachineState) -> Result<()> {
+        let MachineState { vcpus, clock, devices } = state;
+        if vcpus.len() != self.vcpus.len() {
+            return Err(Error::OtherMachine { saved: vcpus.len(), here: self.vcpus.len() });
+        }
+        self.devices.restore(devices)?;
+        let shared = &self.shared;
+        shared.routes.tell(&shared.ioapic, &*shared.vm)?;
+        if let Some(mut clock) = clock {
+            clock.flags = 0; // what the kernel reports, it does not take back
+            shared.vm.set_clock(&clock)?;
+        }
+        for (vcpu, state) in self.vcpus.iter_mut().zip(&vcpus) {
+            state.restore(&mut **vcpu)?;
+        }
+        Ok(())
+    }
+}
