@@ -2,9 +2,11 @@
 #![allow(unsafe_code)]
 
 use crate::dirty::DeviceWrites;
-use crate::table::TableMemory;
+use crate::root::FreePages;
+use crate::table::{PageAllocator, TableMemory};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -64,6 +66,8 @@ pub struct Arena {
     base: NonNull<u8>,
     len: usize,
     file: Arc<File>,
+    /// The hypervisor's own pages.
+    root: FreePages,
 }
 
 // SAFETY: the mapping is not tied to a thread, and it lives until the arena is dropped.
@@ -72,11 +76,19 @@ unsafe impl Send for Arena {}
 unsafe impl Sync for Arena {}
 
 impl Arena {
-    /// Maps `size` bytes.
+    /// Maps `size` bytes, without a root area.
     ///
     /// # Errors
     /// A size of zero or that is no whole number of pages; the host cannot back it.
     pub fn new(size: u64, options: &ArenaOptions) -> Result<Self, ArenaError> {
+        Self::with_root_area(size, 0..0, options)
+    }
+
+    /// Maps `size` bytes, of which `root` belongs to the hypervisor: [`PageAllocator`] hands out its pages.
+    ///
+    /// # Errors
+    /// As for [`Arena::new`].
+    pub fn with_root_area(size: u64, root: Range<u64>, options: &ArenaOptions) -> Result<Self, ArenaError> {
         let page = if options.huge_pages { 2 << 20 } else { 4 << 10 };
         if size == 0 {
             return Err(ArenaError::Empty);
@@ -117,7 +129,7 @@ impl Arena {
             // SAFETY: the range is the mapping just made; the advice does not change its contents.
             unsafe { libc::madvise(base.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
         }
-        Ok(Self { base, len, file: Arc::new(file) })
+        Ok(Self { base, len, file: Arc::new(file), root: FreePages::new(root) })
     }
 
     /// Where address 0 is mapped. Valid for [`len`](Self::len) bytes while the arena lives. The memory
@@ -228,6 +240,21 @@ impl Drop for Arena {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours, and nothing that borrows or counts on it is left.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.len) };
+    }
+}
+
+/// The pages of the root area: VMCS, EPT tables, bitmaps of the hypervisor.
+impl PageAllocator for Arena {
+    /// The pages come zeroed.
+    fn alloc_page(&self) -> Option<u64> {
+        let page = self.root.take()?;
+        self.write_bytes(page, &[0; 4096])?;
+        Some(page)
+    }
+
+    /// A page that was not handed out is ignored.
+    fn free_page(&self, pa: u64) {
+        self.root.give(pa);
     }
 }
 

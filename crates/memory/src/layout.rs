@@ -4,7 +4,7 @@ use crate::arena::{Arena, ArenaError, ArenaOptions};
 use crate::dirty::{DeviceWrites, DirtyTracker};
 use crate::ept::{EptAttributes, EptBuilder, EptPerms, MapError};
 use crate::table::{PageAllocator, TableMemory};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use vm_memory::{GuestAddress, GuestMemoryMmap, GuestRegionMmap};
 
 const PAGE: u64 = 4 << 10;
@@ -162,7 +162,9 @@ impl GuestRam {
         };
         let rom_next = up(config.size)?;
         let root_start = sum(rom_next, config.rom_area)?;
-        let arena = Arc::new(Arena::new(sum(root_start, config.root_area)?, &config.arena)?);
+        let size = sum(root_start, config.root_area)?;
+        let root = root_start..root_start + config.root_area;
+        let arena = Arc::new(Arena::with_root_area(size, root, &config.arena)?);
         let dirty = Arc::new(DirtyTracker::new(slots.iter().map(|slot| slot.gpa..slot.end())));
         let mut regions = Vec::new();
         for slot in &slots {
@@ -174,7 +176,7 @@ impl GuestRam {
             regions.push(region.ok_or(overlap)?);
         }
         let memory = GuestMemory::from_regions(regions)?;
-        let root = Arc::new(RootPages::new(arena.clone(), root_start, root_start + config.root_area));
+        let root = Arc::new(RootPages { arena: arena.clone() });
         Ok(Self {
             arena,
             slots,
@@ -359,50 +361,22 @@ fn host_memory() -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The pages of the root area: VMCS, EPT tables, bitmaps of the hypervisor. Shared by threads.
+/// The pages of the root area: VMCS, EPT tables, bitmaps of the hypervisor. Shared by threads, and by all
+/// who use the [`Arena`] itself as a [`PageAllocator`].
 #[derive(Debug)]
 pub struct RootPages {
     arena: Arc<Arena>,
-    start: u64,
-    end: u64,
-    free: Mutex<FreePages>,
-}
-
-/// Pages given back, and the first that was never handed out.
-#[derive(Debug)]
-struct FreePages {
-    returned: Vec<u64>,
-    next: u64,
 }
 
 impl RootPages {
-    fn new(arena: Arc<Arena>, start: u64, end: u64) -> Self {
-        Self { arena, start, end, free: Mutex::new(FreePages { returned: Vec::new(), next: start }) }
-    }
-
     /// The host-physical address of a zeroed 4 KiB page, or `None` if all are in use.
     pub fn alloc_page(&self) -> Option<u64> {
-        let page = {
-            let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-            match free.returned.pop() {
-                Some(page) => page,
-                None if free.next < self.end => {
-                    free.next += PAGE;
-                    free.next - PAGE
-                }
-                None => return None,
-            }
-        };
-        self.arena.write_bytes(page, &[0; PAGE as usize])?;
-        Some(page)
+        self.arena.alloc_page()
     }
 
     /// Gives back a page that [`alloc_page`](Self::alloc_page) returned. Others are ignored.
     pub fn free_page(&self, pa: u64) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if pa.is_multiple_of(PAGE) && (self.start..free.next).contains(&pa) && !free.returned.contains(&pa) {
-            free.returned.push(pa);
-        }
+        self.arena.free_page(pa);
     }
 
     /// The memory that the pages lie in.
@@ -417,6 +391,6 @@ impl PageAllocator for RootPages {
     }
 
     fn free_page(&self, pa: u64) {
-        RootPages::free_page(self, pa)
+        RootPages::free_page(self, pa);
     }
 }

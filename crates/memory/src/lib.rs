@@ -43,6 +43,7 @@ pub mod ept;
 pub mod layout;
 pub mod nested;
 pub mod paging;
+mod root;
 pub mod shadow;
 pub mod table;
 pub mod test;

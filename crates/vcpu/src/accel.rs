@@ -10,6 +10,7 @@ use kvm_bindings::kvm_regs;
 use trapline_memory::{GuestRam, RamConfig};
 
 use crate::kvm::KvmVm;
+use crate::soft::SoftVm;
 use crate::{Engine, Entry, Error, Exit, Result, Vm, VmConfig};
 
 /// What the user asked for: `--accel`.
@@ -93,7 +94,7 @@ pub fn choose(accel: Accel) -> Result<Choice> {
 pub fn create_vm(engine: Engine, config: &VmConfig) -> Result<Arc<dyn Vm>> {
     match engine {
         Engine::Kvm => Ok(Arc::new(KvmVm::new(config)?)),
-        Engine::Soft => Err(Error::Unavailable { engine, why: "not part of this build yet".into() }),
+        Engine::Soft => Ok(Arc::new(SoftVm::new(config)?)),
     }
 }
 

@@ -39,6 +39,8 @@ pub mod cpuid;
 mod error;
 mod exit;
 mod kvm;
+mod slots;
+mod soft;
 mod state;
 mod vcpu;
 mod vm;

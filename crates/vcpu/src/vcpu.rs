@@ -50,6 +50,10 @@ pub trait Vcpu: Send {
     /// Exits so far.
     fn stats(&self) -> &ExitStats;
 
+    /// Counts beyond [`Vcpu::stats`] that this engine keeps, for the user to read: the soft engine's VM exits
+    /// by basic reason, those it handled itself too.
+    fn detail(&self) -> Vec<(String, u64)>;
+
     /// Makes a non-maskable interrupt pending.
     ///
     /// # Errors

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use kvm_ioctls::{VcpuFd, VmFd};
 use trapline_memory::{Arena, DirtyTracker, Slot};
 
-use super::PAGE_SIZE;
 use super::sys::{self, DirtyRing};
+use crate::slots::{PAGE_SIZE, check_layout};
 use crate::{Error, Result};
 
 /// The slots that the kernel has.
@@ -121,24 +121,4 @@ impl Slots {
         }
         Ok(())
     }
-}
-
-/// Refuses what no kernel could take: unaligned, empty or overlapping slots, and ones out of the arena.
-fn check_layout(arena: &Arena, slots: &[Slot]) -> Result<()> {
-    let bad = |slot: &Slot, what| Err(Error::Slot { gpa: slot.gpa, what });
-    for (i, slot) in slots.iter().enumerate() {
-        if slot.size == 0 || [slot.gpa, slot.size, slot.hpa].iter().any(|n| !n.is_multiple_of(PAGE_SIZE)) {
-            return bad(slot, "is empty or not whole pages");
-        }
-        if slot.gpa.checked_add(slot.size).is_none_or(|end| end > 1 << 52) {
-            return bad(slot, "ends beyond 52 bits of physical address");
-        }
-        if slot.hpa.checked_add(slot.size).is_none_or(|end| end > arena.len()) {
-            return bad(slot, "is not in the arena");
-        }
-        if slots.iter().take(i).any(|other| slot.gpa < other.end() && other.gpa < slot.end()) {
-            return bad(slot, "overlaps another one");
-        }
-    }
-    Ok(())
 }

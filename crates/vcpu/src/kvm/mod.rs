@@ -12,6 +12,3 @@ mod vcpu;
 mod vm;
 
 pub(crate) use vm::KvmVm;
-
-/// Slots begin and end on this.
-const PAGE_SIZE: u64 = 4096;

@@ -15,7 +15,7 @@ use vmm_sys_util::errno;
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
 use vmm_sys_util::{ioctl_io_nr, ioctl_iow_nr};
 
-use super::PAGE_SIZE;
+use crate::slots::PAGE_SIZE;
 use super::run::RawExit;
 
 ioctl_iow_nr!(KVM_INTERRUPT, KVMIO, 0x86, kvm_interrupt);

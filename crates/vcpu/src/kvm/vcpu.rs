@@ -132,6 +132,10 @@ impl Vcpu for KvmVcpu {
         &self.stats
     }
 
+    fn detail(&self) -> Vec<(String, u64)> {
+        Vec::new()
+    }
+
     fn inject_nmi(&mut self) -> Result<()> {
         self.fd.nmi().map_err(Error::os("KVM_NMI"))
     }

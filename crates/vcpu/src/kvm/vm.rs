@@ -8,11 +8,11 @@ use trapline_device::{AccessSize, Msi, MsiSink};
 use trapline_memory::{Arena, DirtyTracker, Slot};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::PAGE_SIZE;
 use super::irq::Routes;
 use super::memory::Slots;
 use super::vcpu::KvmVcpu;
 use crate::cpuid::{self, Offer};
+use crate::slots::PAGE_SIZE;
 use crate::{Engine, Error, IOAPIC_PINS, IoEvent, IoEventAddress, IrqfdId, Result, Vcpu, Vm, VmConfig};
 
 /// Where processors without unrestricted guest mode get a page table and a TSS for real mode.

@@ -33,7 +33,7 @@ pub const DATA32: u16 = 0x10;
 pub const CODE32: u16 = 0x18;
 
 /// What the suite runs on.
-const ENGINES: &[Engine] = &[Engine::Kvm];
+const ENGINES: &[Engine] = &[Engine::Kvm, Engine::Soft];
 
 /// Runs a test body on every engine that this machine has, and says which one it could not run on.
 pub fn on_every_engine(test: impl Fn(Engine)) {

@@ -1,0 +1,333 @@
+//! Registers as KVM's structures.
+
+use kvm_bindings::*;
+use trapline_memory::ept::EptMode;
+use trapline_memory::{nested, paging};
+use trapline_softcpu::cpu::{cr0, cr4, efer, reg};
+use trapline_softcpu::fpu::Mxcsr;
+use trapline_vmx::Field;
+use trapline_vmx::state::{AccessRights, Segment};
+
+use super::memory::Memory;
+use super::setup::{CR0_HOST, CR4_HOST, segment_fields};
+use super::vcpu::{Pending, SoftVcpu};
+use crate::{Error, Result};
+
+/// x87 and SSE: bits of XSTATE_BV.
+const X87: u64 = 1;
+const SSE: u64 = 2;
+/// MXCSR bits that exist.
+const MXCSR_MASK: u32 = 0xffff;
+
+impl SoftVcpu {
+    pub(super) fn general(&self) -> kvm_regs {
+        let r = &self.root.cpu.regs;
+        kvm_regs {
+            rax: r[0],
+            rcx: r[1],
+            rdx: r[2],
+            rbx: r[3],
+            rsp: self.reg(reg::RSP),
+            rbp: r[5],
+            rsi: r[6],
+            rdi: r[7],
+            r8: r[8],
+            r9: r[9],
+            r10: r[10],
+            r11: r[11],
+            r12: r[12],
+            r13: r[13],
+            r14: r[14],
+            r15: r[15],
+            rip: self.rip(),
+            rflags: self.root.cpu.vmcs_read(Field::GuestRflags),
+        }
+    }
+
+    pub(super) fn set_general(&mut self, regs: &kvm_regs) {
+        let cpu = &mut self.root.cpu;
+        let values = [
+            regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8, regs.r9,
+            regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+        ];
+        cpu.regs[..16].copy_from_slice(&values);
+        cpu.vmcs_write(Field::GuestRsp, regs.rsp);
+        cpu.vmcs_write(Field::GuestRip, regs.rip);
+        cpu.vmcs_write(Field::GuestRflags, regs.rflags & 0x3f_7fd7 | 2);
+        self.abandon_instruction();
+    }
+
+    /// The state is another one now: what was under way is not finished.
+    fn abandon_instruction(&mut self) {
+        self.root.cpu.drop_device_accesses();
+        (self.pending, self.replaying) = (Pending::Nothing, false);
+    }
+
+    fn segment(&self, segment: Segment) -> kvm_segment {
+        let fields = segment_fields(segment);
+        let read = |field: Field| self.root.cpu.vmcs_read(field);
+        let rights = AccessRights::from_bits(read(fields.rights) as u32);
+        kvm_segment {
+            base: read(fields.base),
+            limit: read(fields.limit) as u32,
+            selector: read(fields.selector) as u16,
+            type_: rights.segment_type(),
+            present: (rights.present() && rights.usable()).into(),
+            dpl: rights.dpl(),
+            db: rights.default_big().into(),
+            s: rights.code_or_data().into(),
+            l: rights.long().into(),
+            g: rights.granularity().into(),
+            avl: rights.available().into(),
+            unusable: rights.unusable().into(),
+            padding: 0,
+        }
+    }
+
+    fn set_segment(&mut self, segment: Segment, value: &kvm_segment) {
+        let fields = segment_fields(segment);
+        let unusable = value.unusable != 0 || value.present == 0;
+        let rights = AccessRights::new()
+            .with_segment_type(value.type_ & 15)
+            .with_code_or_data(value.s != 0)
+            .with_dpl(value.dpl & 3)
+            .with_present(value.present != 0)
+            .with_available(value.avl != 0)
+            .with_long(value.l != 0)
+            .with_default_big(value.db != 0)
+            .with_granularity(value.g != 0)
+            .with_unusable(unusable);
+        let cpu = &mut self.root.cpu;
+        cpu.vmcs_write(fields.selector, value.selector.into());
+        cpu.vmcs_write(fields.base, value.base);
+        cpu.vmcs_write(fields.limit, value.limit.into());
+        cpu.vmcs_write(fields.rights, rights.into_bits().into());
+    }
+
+    pub(super) fn special(&self) -> kvm_sregs {
+        let read = |field: Field| self.root.cpu.vmcs_read(field);
+        let table = |base: Field, limit: Field| kvm_dtable {
+            base: read(base),
+            limit: read(limit) as u16,
+            padding: [0; 3],
+        };
+        let mut sregs = kvm_sregs {
+            cs: self.segment(Segment::Cs),
+            ds: self.segment(Segment::Ds),
+            es: self.segment(Segment::Es),
+            fs: self.segment(Segment::Fs),
+            gs: self.segment(Segment::Gs),
+            ss: self.segment(Segment::Ss),
+            tr: self.segment(Segment::Tr),
+            ldt: self.segment(Segment::Ldtr),
+            gdt: table(Field::GuestGdtrBase, Field::GuestGdtrLimit),
+            idt: table(Field::GuestIdtrBase, Field::GuestIdtrLimit),
+            cr0: read(Field::GuestCr0) & !CR0_HOST | read(Field::Cr0ReadShadow) & CR0_HOST,
+            cr2: self.root.cpu.cr2,
+            cr3: read(Field::GuestCr3),
+            cr4: read(Field::GuestCr4) & !CR4_HOST | read(Field::Cr4ReadShadow) & CR4_HOST,
+            cr8: self.cr8(),
+            efer: read(Field::GuestEfer),
+            apic_base: self.apic_base(),
+            interrupt_bitmap: [0; 4],
+        };
+        let events = self.event_state().interrupt;
+        if events.injected != 0
+            && events.soft == 0
+            && let Some(word) = sregs.interrupt_bitmap.get_mut(usize::from(events.nr >> 6))
+        {
+            *word |= 1 << (events.nr & 63);
+        }
+        sregs
+    }
+
+    pub(super) fn set_special(&mut self, sregs: &kvm_sregs, memory: &Memory) -> Result<()> {
+        if !possible(sregs) {
+            return Self::unsupported("these control registers");
+        }
+        self.set_efer(sregs.efer).map_err(|_| Error::Msr { index: 0xc000_0080 })?;
+        self.set_apic_base(sregs.apic_base).map_err(|_| Error::Msr { index: 0x1b })?;
+        for (segment, value) in [
+            (Segment::Cs, &sregs.cs),
+            (Segment::Ds, &sregs.ds),
+            (Segment::Es, &sregs.es),
+            (Segment::Fs, &sregs.fs),
+            (Segment::Gs, &sregs.gs),
+            (Segment::Ss, &sregs.ss),
+            (Segment::Tr, &sregs.tr),
+            (Segment::Ldtr, &sregs.ldt),
+        ] {
+            self.set_segment(segment, value);
+        }
+        let cpu = &mut self.root.cpu;
+        for (field, value) in [
+            (Field::GuestGdtrBase, sregs.gdt.base),
+            (Field::GuestGdtrLimit, sregs.gdt.limit.into()),
+            (Field::GuestIdtrBase, sregs.idt.base),
+            (Field::GuestIdtrLimit, sregs.idt.limit.into()),
+            (Field::GuestCr0, sregs.cr0 | cr0::NE | cr0::ET),
+            (Field::Cr0ReadShadow, sregs.cr0 | cr0::ET),
+            (Field::GuestCr3, sregs.cr3),
+            (Field::GuestCr4, sregs.cr4 | CR4_HOST),
+            (Field::Cr4ReadShadow, sregs.cr4),
+        ] {
+            cpu.vmcs_write(field, value);
+        }
+        cpu.cr2 = sregs.cr2;
+        cpu.cr8 = sregs.cr8;
+        cpu.mmu.flush_all();
+        if let Some(lapic) = &mut self.mailbox.inbox().lapic {
+            lapic.set_cr8(sregs.cr8 as u8 & 15);
+        }
+        let pae = sregs.cr0 & cr0::PG != 0 && sregs.cr4 & cr4::PAE != 0 && sregs.efer & efer::LMA == 0;
+        if pae {
+            self.load_pdptes(sregs.cr3, memory);
+        }
+        let pending = sregs.interrupt_bitmap.iter().zip(0u8..).find(|(word, _)| **word != 0);
+        if let Some((word, n)) = pending {
+            self.wanted.extint = Some(n << 6 | word.trailing_zeros() as u8);
+        }
+        self.abandon_instruction();
+        Ok(())
+    }
+
+    /// The page-directory-pointer entries of PAE paging, as MOV to CR3 reads them.
+    fn load_pdptes(&mut self, cr3: u64, memory: &Memory) {
+        let ept = EptMode::new(memory.eptp(), self.root.cpu.model.phys_bits());
+        let tables = nested::GuestTables::without_linear(&memory.arena, &ept);
+        let Ok(values) = paging::load_pdptes(&tables, cr3) else { return };
+        let fields = [Field::GuestPdpte0, Field::GuestPdpte1, Field::GuestPdpte2, Field::GuestPdpte3];
+        for (field, value) in fields.into_iter().zip(values) {
+            self.root.cpu.vmcs_write(field, value);
+        }
+    }
+
+    /// FXSAVE's image, with 64-bit pointers.
+    fn fxsave(&self) -> [u8; 512] {
+        let cpu = &self.root.cpu;
+        let mut image = [0; 512];
+        cpu.x87.fxsave(&mut image, true);
+        image[24..28].copy_from_slice(&cpu.mxcsr.value().to_le_bytes());
+        image[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
+        for (slot, xmm) in image[160..416].chunks_exact_mut(16).zip(cpu.xmm) {
+            slot.copy_from_slice(&xmm.to_le_bytes());
+        }
+        image
+    }
+
+    /// Loads the parts of an FXSAVE image that `components` names; resets the others.
+    fn fxrstor(&mut self, image: &[u8; 512], components: u64) {
+        let cpu = &mut self.root.cpu;
+        cpu.x87 = Default::default();
+        cpu.xmm = [0; 16];
+        if components & X87 != 0 {
+            cpu.x87.fxrstor(image, true);
+        }
+        let mxcsr = u32::from_le_bytes([image[24], image[25], image[26], image[27]]);
+        cpu.mxcsr = Mxcsr::new(mxcsr & MXCSR_MASK);
+        if components & SSE != 0 {
+            for (xmm, slot) in cpu.xmm.iter_mut().zip(image[160..416].chunks_exact(16)) {
+                let mut bytes = [0; 16];
+                bytes.copy_from_slice(slot);
+                *xmm = u128::from_le_bytes(bytes);
+            }
+        }
+    }
+
+    pub(super) fn floating(&self) -> kvm_fpu {
+        let image = self.fxsave();
+        let word = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
+        let quad = |at: usize| (0..8).fold(0, |v, i| v | u64::from(image[at + i]) << (8 * i));
+        let mut fpu = kvm_fpu {
+            fcw: word(0),
+            fsw: word(2),
+            ftwx: image[4],
+            last_opcode: word(6),
+            last_ip: quad(8),
+            last_dp: quad(16),
+            mxcsr: self.root.cpu.mxcsr.value(),
+            ..Default::default()
+        };
+        for (to, from) in fpu.fpr.iter_mut().zip(image[32..160].chunks_exact(16)) {
+            to.copy_from_slice(from);
+        }
+        for (to, from) in fpu.xmm.iter_mut().zip(image[160..416].chunks_exact(16)) {
+            to.copy_from_slice(from);
+        }
+        fpu
+    }
+
+    pub(super) fn set_floating(&mut self, fpu: &kvm_fpu) {
+        let mut image = [0; 512];
+        image[0..2].copy_from_slice(&fpu.fcw.to_le_bytes());
+        image[2..4].copy_from_slice(&fpu.fsw.to_le_bytes());
+        image[4] = fpu.ftwx;
+        image[6..8].copy_from_slice(&fpu.last_opcode.to_le_bytes());
+        image[8..16].copy_from_slice(&fpu.last_ip.to_le_bytes());
+        image[16..24].copy_from_slice(&fpu.last_dp.to_le_bytes());
+        image[24..28].copy_from_slice(&fpu.mxcsr.to_le_bytes());
+        for (to, from) in image[32..160].chunks_exact_mut(16).zip(&fpu.fpr) {
+            to.copy_from_slice(from);
+        }
+        for (to, from) in image[160..416].chunks_exact_mut(16).zip(&fpu.xmm) {
+            to.copy_from_slice(from);
+        }
+        self.fxrstor(&image, X87 | SSE);
+    }
+
+    pub(super) fn xsave_area(&self) -> kvm_xsave {
+        let mut area = kvm_xsave::default();
+        let image = self.fxsave();
+        for (word, bytes) in area.region.iter_mut().zip(image.chunks_exact(4)) {
+            *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        }
+        // XSTATE_BV.
+        area.region[128] = (X87 | SSE) as u32;
+        area
+    }
+
+    pub(super) fn set_xsave_area(&mut self, area: &kvm_xsave) -> Result<()> {
+        let components = u64::from(area.region[128]) | u64::from(area.region[129]) << 32;
+        if components & !(X87 | SSE) != 0 {
+            return Self::unsupported("vector registers beyond SSE");
+        }
+        let mut image = [0; 512];
+        for (bytes, word) in image.chunks_exact_mut(4).zip(area.region) {
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+        self.fxrstor(&image, components);
+        Ok(())
+    }
+
+    pub(super) fn apic_page(&self) -> kvm_lapic_state {
+        let time = self.time();
+        let mut state = kvm_lapic_state::default();
+        if let Some(lapic) = &mut self.mailbox.inbox().lapic {
+            lapic.tick(time);
+            for (to, from) in state.regs.iter_mut().zip(lapic.kvm_state(time, false)) {
+                *to = from as _;
+            }
+        }
+        state
+    }
+
+    pub(super) fn set_apic_page(&mut self, state: &kvm_lapic_state) -> Result<()> {
+        let time = self.time();
+        let page = state.regs.map(|byte| byte as u8);
+        let mut inbox = self.mailbox.inbox();
+        let Some(lapic) = &mut inbox.lapic else { return Ok(()) };
+        lapic.set_kvm_state(&page, time).map_err(|e| Error::Os {
+            what: "local APIC state",
+            source: std::io::Error::new(std::io::ErrorKind::InvalidInput, e.to_string()),
+        })
+    }
+}
+
+/// Whether a processor can be in this state (SDM vol. 3 §2.5, §5.5).
+fn possible(sregs: &kvm_sregs) -> bool {
+    let (paging, protected) = (sregs.cr0 & cr0::PG != 0, sregs.cr0 & cr0::PE != 0);
+    let (lme, lma) = (sregs.efer & efer::LME != 0, sregs.efer & efer::LMA != 0);
+    let long_ok = lma == (lme && paging) && (!lma || sregs.cr4 & cr4::PAE != 0);
+    let caches_ok = sregs.cr0 & cr0::NW == 0 || sregs.cr0 & cr0::CD != 0;
+    (!paging || protected) && long_ok && caches_ok && sregs.cr0 >> 32 == 0 && sregs.cr8 < 16
+}
