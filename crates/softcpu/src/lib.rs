@@ -20,4 +20,5 @@ pub mod sse;
 pub mod vmx;
 
 pub use cpu::Cpu;
+pub use ops::fxsave::ImageError;
 pub use shared::Shared;

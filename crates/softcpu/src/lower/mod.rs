@@ -17,6 +17,7 @@ mod mem;
 mod sse;
 mod string;
 mod system;
+mod x87;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 
@@ -147,6 +148,8 @@ pub(crate) struct Lowering<'a> {
     pub pure: bool,
     /// The handler to use for the current instruction's only operation if its flags are not needed.
     pub quiet: Option<Handler>,
+    /// The code that is decoded, from the block's start.
+    pub bytes: &'a [u8],
     /// The operations so far.
     pub ops: &'a mut Vec<Op>,
 }
@@ -379,6 +382,7 @@ fn lower_bytes(
         previous: None,
         pure: false,
         quiet: None,
+        bytes,
         ops,
     };
     let mut uses = [None; MAX_INSTRUCTIONS];
@@ -458,6 +462,7 @@ fn lower_one(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         .or_else(|| sse::lower(l, i))
         .or_else(|| string::lower(l, i))
         .or_else(|| flow::lower(l, i))
+        .or_else(|| x87::lower(l, i))
         .or_else(|| system::lower(l, i))
         .or_else(|| far::lower(l, i))
 }

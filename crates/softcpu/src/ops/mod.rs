@@ -4,12 +4,14 @@ pub mod alu;
 pub mod bits;
 pub mod branch;
 pub mod flow;
+pub mod fxsave;
 pub mod mem;
 pub mod muldiv;
 pub mod shift;
 pub mod sse;
 pub mod string;
 pub mod system;
+pub mod x87;
 
 use crate::cpu::{Cpu, Stop, seg};
 use crate::lower::form;
