@@ -93,7 +93,8 @@ impl Interrupts {
         lock(&self.0).mode()
     }
 
-    /// Sends vector `vector` as a message, by MSI-X or MSI, whichever is enabled. A masked vector
+    /// Sends vector `vector` as a message, by MSI-X or MSI, whichever is enabled. A masked vector, or
+    /// any while the function may not master the bus,
     /// becomes pending. False where neither is enabled or the vector does not exist: interrupt by
     /// the pin instead.
     ///
