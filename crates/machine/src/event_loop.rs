@@ -76,7 +76,7 @@ impl HostSide<'_> {
                 Ok(()) => self.reading = Reading::Waiting,
                 Err(event_manager::Error::Epoll(e)) if e.errno() == libc::EPERM => {
                     self.reading = Reading::AlwaysReady;
-                    self.read_ahead();
+                    self.read(Input::read_ahead);
                 }
                 Err(e) => self.failed = Some(e),
             },
@@ -90,8 +90,9 @@ impl HostSide<'_> {
         }
     }
 
-    fn read_ahead(&mut self) {
-        if self.input.as_mut().is_some_and(|input| input.read_ahead()) {
+    /// Reads, and ends the run if the user says so.
+    fn read(&mut self, how: fn(&mut Input) -> bool) {
+        if self.input.as_mut().is_some_and(|input| how(input)) {
             self.control.finish(Ok(Outcome::UserQuit));
         }
     }
@@ -113,17 +114,13 @@ impl MutEventSubscriber for HostSide<'_> {
         match events.data() {
             WAKE => self.control.woken(),
             TIMER => self.timers.timer_expired(),
-            INPUT => {
-                if self.input.as_mut().is_some_and(|input| input.read()) {
-                    self.control.finish(Ok(Outcome::UserQuit));
-                }
-            }
+            INPUT => self.read(Input::read),
             ROOM => {
                 if let Some(input) = self.input.as_mut() {
                     input.room_made();
                 }
                 if self.reading == Reading::AlwaysReady {
-                    self.read_ahead();
+                    self.read(Input::read_ahead);
                 }
             }
             _ => {}

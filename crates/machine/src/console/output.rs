@@ -58,7 +58,7 @@ impl Buffer {
                     if e.kind() == ErrorKind::BrokenPipe {
                         // Nobody will ever read: as `yes | head` ends quietly.
                         self.control.finish(Ok(Outcome::UserQuit));
-                    } else if self.lost == 0 {
+                    } else if self.lost == 0 && !self.control.stopping() {
                         tracing::warn!("serial output is dropped: {e}");
                     }
                     self.lost = self.lost.saturating_add(left.len() as u64);

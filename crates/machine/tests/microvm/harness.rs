@@ -93,8 +93,18 @@ pub struct Ran {
     pub stats: Stats,
 }
 
-/// A machine with 4 MiB and the output of its serial port.
+/// A machine with one processor and 4 MiB, and the output of its serial port.
 pub fn machine(
+    accel: Accel,
+    input: Option<OwnedFd>,
+    code: impl FnOnce(&mut CodeAssembler) -> AsmResult,
+) -> (Microvm, Output) {
+    machine_with_cpus(1, accel, input, code)
+}
+
+/// The same with any number of processors.
+pub fn machine_with_cpus(
+    cpus: u32,
     accel: Accel,
     input: Option<OwnedFd>,
     code: impl FnOnce(&mut CodeAssembler) -> AsmResult,
@@ -103,6 +113,7 @@ pub fn machine(
     let output = Output::default();
     let config = MicrovmConfig {
         memory: 4 * MIB,
+        cpus,
         accel,
         serial: Serial::Custom { output: Box::new(output.clone()), input },
         ..MicrovmConfig::new(kernel(&dir, code))

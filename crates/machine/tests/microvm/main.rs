@@ -6,6 +6,7 @@ mod input;
 mod interrupts;
 mod refusals;
 mod saved;
+mod smp;
 
 use harness::*;
 use iced_x86::code_asm::*;
