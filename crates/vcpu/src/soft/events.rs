@@ -47,7 +47,6 @@ impl SoftVcpu {
             && self.blocking() & (shadow::STI | shadow::MOV_SS) == 0
             && self.injection.is_none()
             && !self.replaying
-            && self.wanted.extint.is_none()
     }
 
     /// Whether the 8259A's interrupts get through to this processor.

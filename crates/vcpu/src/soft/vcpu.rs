@@ -204,7 +204,7 @@ impl Vcpu for SoftVcpu {
     }
 
     fn ready_for_extint(&self) -> bool {
-        self.interrupts_open() && self.accepts_extint()
+        self.interrupts_open() && self.wanted.extint.is_none() && self.accepts_extint()
     }
 
     fn kicker(&self) -> Kicker {
