@@ -260,7 +260,7 @@ impl ConfigSpace {
             (u64::from(table_offset) + layout.table_len(), u64::from(pba_offset) + layout.pba_len());
         let inside = |bar: u8, offset: u32, end: u64| {
             let bar = self.bar(bar.into()).filter(|bar| bar.kind != BarKind::Io);
-            offset % 8 == 0 && bar.is_some_and(|bar| end <= bar.size)
+            offset.is_multiple_of(8) && bar.is_some_and(|bar| end <= bar.size)
         };
         if !inside(table_bar, table_offset, table_end) || !inside(pba_bar, pba_offset, pba_end) {
             return refuse("the table or the pending bits are not inside a memory bar");
