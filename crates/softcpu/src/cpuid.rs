@@ -14,6 +14,11 @@ use crate::cpu::cr4;
 /// Bytes of the largest cache, for leaf 4 and 0x80000006.
 const L2_KIB: u32 = 1024;
 
+/// Bits of XCR0 that can be set: x87 and SSE.
+pub(crate) const XCR0_BITS: u64 = 3;
+/// Bytes of the XSAVE area: legacy region and header.
+const XSAVE_SIZE: u32 = 576;
+
 /// Who the processor says has made it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vendor {
@@ -31,12 +36,13 @@ enum Word {
     L7Ebx,
     L7Ecx,
     L7Edx,
+    LDEax,
     X1Ecx,
     X1Edx,
     X7Edx,
 }
 
-const WORDS: usize = 8;
+const WORDS: usize = 9;
 
 /// The smallest named model that has a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -103,6 +109,7 @@ features! {
     "popcnt" L1Ecx 23 V2 [POPCNT];
     "tsc-deadline" L1Ecx 24 Default;
     "aes" L1Ecx 25 Max [AES];
+    "xsave" L1Ecx 26 Max [XSAVE];
     "rdrand" L1Ecx 30 Default [RDRAND];
     "hypervisor" L1Ecx 31 V1;
     "fsgsbase" L7Ebx 0 Default [FSGSBASE];
@@ -122,6 +129,8 @@ features! {
     "spec-ctrl" L7Edx 26 Default;
     "arch-capabilities" L7Edx 29 Default;
     "ssbd" L7Edx 31 Default;
+    "xsaveopt" LDEax 0 Max [XSAVEOPT];
+    "xsavec" LDEax 1 Max [XSAVEC];
     "lahf" X1Ecx 0 V1;
     "prefetchw" X1Ecx 8 Default;
     "syscall" X1Edx 11 V1 [SYSCALL];
@@ -337,6 +346,7 @@ impl Model {
             ("umip", cr4::UMIP),
             ("fsgsbase", cr4::FSGSBASE),
             ("pcid", cr4::PCIDE),
+            ("xsave", cr4::OSXSAVE),
             ("smep", cr4::SMEP),
             ("smap", cr4::SMAP),
         ] {
@@ -369,6 +379,7 @@ impl Model {
             6 => [1 << 2, 0, 0, 0],
             7 if subleaf == 0 => [0, word(Word::L7Ebx), word(Word::L7Ecx), word(Word::L7Edx)],
             0xb if intel => topology_leaf(subleaf, context),
+            0xd => self.xsave_leaf(subleaf),
             0x15 if intel => [1, 1, 1_000_000_000, 0],
             0x16 if intel => [1000, 1000, 100, 0],
             0x8000_0000 => {
@@ -392,6 +403,17 @@ impl Model {
                 let cores = if intel { 0 } else { context.cpus.saturating_sub(1).min(255) };
                 [48 << 8 | u32::from(self.phys_bits()), 0, cores, 0]
             }
+            _ => [0; 4],
+        }
+    }
+
+    /// Leaf 0xd: x87 and SSE state, in either format.
+    fn xsave_leaf(&self, subleaf: u32) -> [u32; 4] {
+        match subleaf {
+            _ if !self.has("xsave") => [0; 4],
+            0 => [XCR0_BITS as u32, XSAVE_SIZE, XSAVE_SIZE, 0],
+            // Bit 2: XGETBV with ECX 1.
+            1 => [self.words[Word::LDEax as usize] | 1 << 2, XSAVE_SIZE, 0, 0],
             _ => [0; 4],
         }
     }

@@ -81,8 +81,7 @@ const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
 /// Eight variable ranges, fixed ranges, write combining.
 const MTRR_CAP: u64 = 8 | 1 << 8 | 1 << 10;
 /// Numbers of the fixed-range registers after the first.
-const MTRR_FIXED: [u32; 11] =
-    [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
 
 /// Why RDMSR or WRMSR is refused: either way #GP(0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -200,9 +199,7 @@ impl Cpu {
             i::MISC_ENABLE => MISC_ENABLE,
             i::DEBUGCTL => m.debugctl,
             i::MTRR_BASE0..=i::MTRR_MASK7 => m.mtrr_variable[(msr & 15) as usize],
-            i::MTRR_FIX_64K..=0x26f => {
-                m.mtrr_fixed[fixed_range(msr).ok_or(MsrError::Unknown(msr))?]
-            }
+            i::MTRR_FIX_64K..=0x26f => m.mtrr_fixed[fixed_range(msr).ok_or(MsrError::Unknown(msr))?],
             i::PAT => m.pat,
             i::MTRR_DEF_TYPE => m.mtrr_def_type,
             i::EFER => self.efer,

@@ -8,7 +8,7 @@ use super::{Lowering, Next, reg, segment, width};
 use crate::cpu::seg;
 use crate::op::{Handler, Op};
 use crate::ops::flow::nop;
-use crate::ops::system::{REGISTER, SIZE_SHIFT, calls, control, io, misc, segments, tables};
+use crate::ops::system::{REGISTER, SIZE_SHIFT, calls, control, io, misc, segments, tables, xcr};
 
 pub(crate) fn lower(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
     use Mnemonic as M;
@@ -46,6 +46,8 @@ fn plain(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         M::Rdpmc => (misc::rdpmc, 0, false),
         M::Rdmsr => (misc::rdmsr, 0, false),
         M::Wrmsr => (misc::wrmsr, 0, true),
+        M::Xgetbv => (xcr::xgetbv, 0, false),
+        M::Xsetbv => (xcr::xsetbv, 0, false),
         M::Hlt => (misc::hlt, 0, true),
         M::Pause => (misc::pause, 0, false),
         M::Invd => (misc::invd, 0, false),
