@@ -4,13 +4,14 @@
 use crate::dirty::DeviceWrites;
 use crate::root::FreePages;
 use crate::table::{PageAllocator, TableMemory};
+use std::fmt;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{Bytes, FileOffset, VolatileSlice};
 
@@ -68,6 +69,17 @@ pub struct Arena {
     file: Arc<File>,
     /// The hypervisor's own pages.
     root: FreePages,
+    watcher: Watcher,
+}
+
+/// Who is told of devices' writes.
+#[derive(Default)]
+struct Watcher(RwLock<Option<Arc<dyn Fn(u64, u64) + Send + Sync>>>);
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watcher")
+    }
 }
 
 // SAFETY: the mapping is not tied to a thread, and it lives until the arena is dropped.
@@ -129,7 +141,7 @@ impl Arena {
             // SAFETY: the range is the mapping just made; the advice does not change its contents.
             unsafe { libc::madvise(base.as_ptr().cast(), len, libc::MADV_HUGEPAGE) };
         }
-        Ok(Self { base, len, file: Arc::new(file), root: FreePages::new(root) })
+        Ok(Self { base, len, file: Arc::new(file), root: FreePages::new(root), watcher: Watcher::default() })
     }
 
     /// Where address 0 is mapped. Valid for [`len`](Self::len) bytes while the arena lives. The memory
@@ -216,6 +228,20 @@ impl Arena {
         self.slice(pa, buf.len())?.write_slice(buf, 0).ok()
     }
 
+    /// From now on `watcher` is told, with address and length, what devices have written through the
+    /// vm-memory view of guest RAM: for processors that keep decoded code. One watcher at a time; writes
+    /// through the arena itself are not reported.
+    pub fn watch_device_writes(&self, watcher: impl Fn(u64, u64) + Send + Sync + 'static) {
+        *self.watcher.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(watcher));
+    }
+
+    #[inline]
+    pub(crate) fn device_wrote(&self, pa: u64, len: u64) {
+        if let Some(watcher) = &*self.watcher.0.read().unwrap_or_else(PoisonError::into_inner) {
+            watcher(pa, len);
+        }
+    }
+
     /// A view of `len` bytes at `pa` for vm-memory, marking writes through `writes`; `None` if the range
     /// is not within the arena or `pa` is not aligned to 4 KiB.
     pub(crate) fn region(
@@ -226,7 +252,7 @@ impl Arena {
     ) -> Option<MmapRegion<DeviceWrites>> {
         let slice = self.slice(pa, usize::try_from(len).ok()?)?;
         let pointer = slice.ptr_guard_mut().as_ptr();
-        let builder = MmapRegionBuilder::new_with_bitmap(slice.len(), writes.keeping(self.clone()))
+        let builder = MmapRegionBuilder::new_with_bitmap(slice.len(), writes.keeping(self.clone(), pa))
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
             .with_file_offset(FileOffset::from_arc(self.file.clone(), pa));

@@ -188,8 +188,8 @@ impl Iterator for DirtyPages {
     }
 }
 
-/// The bitmap of a vm-memory region: hands writes on to a [`DirtyTracker`], and keeps the memory of the
-/// region mapped.
+/// The bitmap of a vm-memory region: hands writes on to a [`DirtyTracker`] and to whoever
+/// [watches](Arena::watch_device_writes) the arena, and keeps the memory of the region mapped.
 ///
 /// The default one tracks nothing, for regions that vm-memory maps itself.
 #[derive(Clone, Debug, Default)]
@@ -197,23 +197,23 @@ pub struct DeviceWrites {
     tracker: Option<Arc<DirtyTracker>>,
     /// Guest-physical address of the region.
     gpa: u64,
-    /// Held for as long as the region is.
-    _arena: Option<Arc<Arena>>,
+    /// Held for as long as the region is, and where in it the region lies.
+    arena: Option<(Arc<Arena>, u64)>,
 }
 
 impl DeviceWrites {
     /// Marks writes to a region at `gpa`.
     pub(crate) fn new(tracker: Arc<DirtyTracker>, gpa: u64) -> Self {
-        Self { tracker: Some(tracker), gpa, _arena: None }
+        Self { tracker: Some(tracker), gpa, arena: None }
     }
 
-    pub(crate) fn keeping(self, arena: Arc<Arena>) -> Self {
-        Self { _arena: Some(arena), ..self }
+    pub(crate) fn keeping(self, arena: Arc<Arena>, hpa: u64) -> Self {
+        Self { arena: Some((arena, hpa)), ..self }
     }
 
     #[inline]
     fn at(&self, offset: usize) -> DeviceWritesSlice<'_> {
-        DeviceWritesSlice { tracker: self.tracker.as_deref(), gpa: self.gpa.wrapping_add(offset as u64) }
+        DeviceWritesSlice { writes: self, offset: offset as u64 }
     }
 }
 
@@ -246,8 +246,8 @@ impl NewBitmap for DeviceWrites {
 /// A part of a [`DeviceWrites`].
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceWritesSlice<'a> {
-    tracker: Option<&'a DirtyTracker>,
-    gpa: u64,
+    writes: &'a DeviceWrites,
+    offset: u64,
 }
 
 impl WithBitmapSlice<'_> for DeviceWritesSlice<'_> {
@@ -259,17 +259,22 @@ impl BitmapSlice for DeviceWritesSlice<'_> {}
 impl Bitmap for DeviceWritesSlice<'_> {
     #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
-        if let Some(tracker) = self.tracker {
-            tracker.mark(self.gpa.wrapping_add(offset as u64), len as u64);
+        let offset = self.offset.wrapping_add(offset as u64);
+        if let Some(tracker) = &self.writes.tracker {
+            tracker.mark(self.writes.gpa.wrapping_add(offset), len as u64);
+        }
+        if let Some((arena, hpa)) = &self.writes.arena {
+            arena.device_wrote(hpa.wrapping_add(offset), len as u64);
         }
     }
 
     fn dirty_at(&self, offset: usize) -> bool {
-        self.tracker.is_some_and(|tracker| tracker.is_dirty(self.gpa.wrapping_add(offset as u64)))
+        let gpa = self.writes.gpa.wrapping_add(self.offset).wrapping_add(offset as u64);
+        self.writes.tracker.as_ref().is_some_and(|tracker| tracker.is_dirty(gpa))
     }
 
     #[inline]
     fn slice_at(&self, offset: usize) -> Self {
-        Self { tracker: self.tracker, gpa: self.gpa.wrapping_add(offset as u64) }
+        Self { offset: self.offset.wrapping_add(offset as u64), ..*self }
     }
 }

@@ -175,6 +175,7 @@ pub mod vector {
     pub const MF: u8 = 16;
     pub const AC: u8 = 17;
     pub const XM: u8 = 19;
+    pub const VE: u8 = 20;
 }
 
 /// How an event came about: the interruption types of the VMCS (SDM vol. 3 §25.8.3).
@@ -203,6 +204,13 @@ pub struct Event {
     pub len: u8,
     /// CR2 of a page fault; pending DR6 bits of a debug exception.
     pub payload: u64,
+}
+
+impl Event {
+    /// A fault: the instruction is restarted, with RFLAGS.RF set so that it hits no breakpoint again.
+    pub(crate) fn is_fault(&self) -> bool {
+        self.kind == EventKind::HardwareException && self.vector != vector::DB
+    }
 }
 
 /// A VM exit on its way: what the exit-information fields will say (SDM vol. 3 §28.2).
@@ -411,6 +419,9 @@ pub struct Cpu {
     pub pending_debug: u64,
     /// The event being delivered, for IDT-vectoring information and double faults.
     pub delivering: Option<Event>,
+    /// The next task switch in non-root operation happens instead of exiting: so that who handles the exit
+    /// need not emulate it, but enters again.
+    pub task_switch_granted: bool,
     /// Active, halted, …
     pub activity: Activity,
     /// x87 unit.
@@ -521,6 +532,7 @@ impl Cpu {
             dr: [0; 8],
             pending_debug: 0,
             delivering: None,
+            task_switch_granted: false,
             activity: Activity::Active,
             x87: X87::default(),
             xmm: [Xmm::default(); 32],

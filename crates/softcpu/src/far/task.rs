@@ -44,7 +44,7 @@ impl Cpu {
         error: Option<u32>,
     ) -> Result<Landed, Stop> {
         let (at, d) = self.new_tss(selector, source)?;
-        if self.nonroot {
+        if self.nonroot && !std::mem::take(&mut self.task_switch_granted) {
             let q = TaskSwitch::new().with_selector(selector).with_source(source);
             return Err(self.vm_exit(ExitInfo {
                 reason: reason::TASK_SWITCH,

@@ -62,6 +62,11 @@ impl SoftVcpu {
                 self.skip_instruction();
                 None
             }
+            Some(R::TaskSwitch) => {
+                // The processor does it itself on the way back in.
+                self.root.cpu.task_switch_granted = true;
+                None
+            }
             Some(R::TripleFault) => Some(Exit::Shutdown),
             Some(R::ExceptionOrNmi) => self.exception_exit(),
             Some(

@@ -42,6 +42,8 @@ impl Memory {
     fn on(arena: Arc<Arena>, epoch: u64) -> Result<Self> {
         let ept = EptBuilder::new(arena.clone(), arena.clone(), true).map_err(|e| refused(0, e))?;
         let shared = Shared::new(arena.len());
+        let processors = shared.clone();
+        arena.watch_device_writes(move |hpa, len| processors.device_wrote(hpa, len));
         Ok(Self { arena, shared, epoch, ept, slots: Vec::new(), left_behind: Vec::new() })
     }
 

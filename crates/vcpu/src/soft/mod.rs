@@ -14,8 +14,9 @@
 //! Time: the time-stamp counter ticks at 1 GHz since the machine was made, and runs as
 //! [`VmConfig::clock`](crate::VmConfig::clock) does if that is the host's clock.
 //!
-//! Left out: nested virtualization, task switches through task gates and TSS selectors, fetches from
-//! memory without RAM (an internal error), INS to memory without RAM (the data is lost), dirty rings.
+//! Left out: nested virtualization, system management mode, fetches from memory without RAM (an internal
+//! error), INS to memory without RAM (the data is lost), dirty rings. Where RAM lies at the local APIC's
+//! page, RAM wins.
 
 mod debug;
 mod events;

@@ -143,6 +143,7 @@ impl SoftVcpu {
         let launched = cpu.current_vmcs().is_some_and(|v| v.launch_state == LaunchState::Launched);
         let entered = if launched { cpu.vmresume() } else { cpu.vmlaunch() };
         self.debugger.after_exit(cpu);
+        cpu.task_switch_granted = false;
         self.replaying = false;
         match entered {
             Ok(()) => self.handle_exit(&memory),

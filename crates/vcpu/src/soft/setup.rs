@@ -188,7 +188,7 @@ impl Root {
         cpu.dr = [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400];
         if !init {
             cpu.x87 = Default::default();
-            cpu.xmm = [0; 16];
+            cpu.xmm = Default::default();
             cpu.mxcsr = Default::default();
             cpu.msr = Default::default();
             cpu.xcr0 = 1;

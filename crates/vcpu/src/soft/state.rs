@@ -4,7 +4,6 @@ use kvm_bindings::*;
 use trapline_memory::ept::EptMode;
 use trapline_memory::{nested, paging};
 use trapline_softcpu::cpu::{cr0, cr4, efer, reg};
-use trapline_softcpu::fpu::Mxcsr;
 use trapline_vmx::Field;
 use trapline_vmx::state::{AccessRights, Segment};
 
@@ -12,12 +11,6 @@ use super::memory::Memory;
 use super::setup::{CR0_HOST, CR4_HOST, segment_fields};
 use super::vcpu::{Pending, SoftVcpu};
 use crate::{Error, Result};
-
-/// x87 and SSE: bits of XSTATE_BV.
-const X87: u64 = 1;
-const SSE: u64 = 2;
-/// MXCSR bits that exist.
-const MXCSR_MASK: u32 = 0xffff;
 
 impl SoftVcpu {
     pub(super) fn general(&self) -> kvm_regs {
@@ -202,40 +195,8 @@ impl SoftVcpu {
         }
     }
 
-    /// FXSAVE's image, with 64-bit pointers.
-    fn fxsave(&self) -> [u8; 512] {
-        let cpu = &self.root.cpu;
-        let mut image = [0; 512];
-        cpu.x87.fxsave(&mut image, true);
-        image[24..28].copy_from_slice(&cpu.mxcsr.value().to_le_bytes());
-        image[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
-        for (slot, xmm) in image[160..416].chunks_exact_mut(16).zip(cpu.xmm) {
-            slot.copy_from_slice(&xmm.to_le_bytes());
-        }
-        image
-    }
-
-    /// Loads the parts of an FXSAVE image that `components` names; resets the others.
-    fn fxrstor(&mut self, image: &[u8; 512], components: u64) {
-        let cpu = &mut self.root.cpu;
-        cpu.x87 = Default::default();
-        cpu.xmm = [0; 16];
-        if components & X87 != 0 {
-            cpu.x87.fxrstor(image, true);
-        }
-        let mxcsr = u32::from_le_bytes([image[24], image[25], image[26], image[27]]);
-        cpu.mxcsr = Mxcsr::new(mxcsr & MXCSR_MASK);
-        if components & SSE != 0 {
-            for (xmm, slot) in cpu.xmm.iter_mut().zip(image[160..416].chunks_exact(16)) {
-                let mut bytes = [0; 16];
-                bytes.copy_from_slice(slot);
-                *xmm = u128::from_le_bytes(bytes);
-            }
-        }
-    }
-
     pub(super) fn floating(&self) -> kvm_fpu {
-        let image = self.fxsave();
+        let image = self.root.cpu.fxsave_image();
         let word = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
         let quad = |at: usize| (0..8).fold(0, |v, i| v | u64::from(image[at + i]) << (8 * i));
         let mut fpu = kvm_fpu {
@@ -257,7 +218,7 @@ impl SoftVcpu {
         fpu
     }
 
-    pub(super) fn set_floating(&mut self, fpu: &kvm_fpu) {
+    pub(super) fn set_floating(&mut self, fpu: &kvm_fpu) -> Result<()> {
         let mut image = [0; 512];
         image[0..2].copy_from_slice(&fpu.fcw.to_le_bytes());
         image[2..4].copy_from_slice(&fpu.fsw.to_le_bytes());
@@ -272,31 +233,24 @@ impl SoftVcpu {
         for (to, from) in image[160..416].chunks_exact_mut(16).zip(&fpu.xmm) {
             to.copy_from_slice(from);
         }
-        self.fxrstor(&image, X87 | SSE);
+        self.root.cpu.load_fxsave_image(&image).map_err(bad_image)
     }
 
     pub(super) fn xsave_area(&self) -> kvm_xsave {
         let mut area = kvm_xsave::default();
-        let image = self.fxsave();
-        for (word, bytes) in area.region.iter_mut().zip(image.chunks_exact(4)) {
-            *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        let image = self.root.cpu.xsave_image();
+        for (word, bytes) in area.region.iter_mut().zip(image.as_chunks::<4>().0) {
+            *word = u32::from_le_bytes(*bytes);
         }
-        // XSTATE_BV.
-        area.region[128] = (X87 | SSE) as u32;
         area
     }
 
     pub(super) fn set_xsave_area(&mut self, area: &kvm_xsave) -> Result<()> {
-        let components = u64::from(area.region[128]) | u64::from(area.region[129]) << 32;
-        if components & !(X87 | SSE) != 0 {
-            return Self::unsupported("vector registers beyond SSE");
-        }
-        let mut image = [0; 512];
+        let mut image = [0; 4096];
         for (bytes, word) in image.chunks_exact_mut(4).zip(area.region) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
-        self.fxrstor(&image, components);
-        Ok(())
+        self.root.cpu.load_xsave_image(&image).map_err(bad_image)
     }
 
     pub(super) fn apic_page(&self) -> kvm_lapic_state {
@@ -316,11 +270,17 @@ impl SoftVcpu {
         let page = state.regs.map(|byte| byte as u8);
         let mut inbox = self.mailbox.inbox();
         let Some(lapic) = &mut inbox.lapic else { return Ok(()) };
-        lapic.set_kvm_state(&page, time).map_err(|e| Error::Os {
-            what: "local APIC state",
-            source: std::io::Error::new(std::io::ErrorKind::InvalidInput, e.to_string()),
-        })
+        lapic.set_kvm_state(&page, time).map_err(|e| invalid("local APIC state", e))
     }
+}
+
+fn bad_image(error: impl std::error::Error) -> Error {
+    invalid("x87 and SSE state", error)
+}
+
+/// State that no processor can be in.
+fn invalid(what: &'static str, error: impl std::error::Error) -> Error {
+    Error::Os { what, source: std::io::Error::new(std::io::ErrorKind::InvalidInput, error.to_string()) }
 }
 
 /// Whether a processor can be in this state (SDM vol. 3 §2.5, §5.5).

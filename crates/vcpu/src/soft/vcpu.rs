@@ -259,8 +259,7 @@ impl Vcpu for SoftVcpu {
     }
 
     fn set_fpu(&mut self, fpu: &kvm_fpu) -> Result<()> {
-        self.set_floating(fpu);
-        Ok(())
+        self.set_floating(fpu)
     }
 
     fn xsave(&self) -> Result<kvm_xsave> {
