@@ -67,8 +67,24 @@ impl ConfigPorts {
     }
 }
 
+/// Whether an access reaches from CONFIG_ADDRESS into CONFIG_DATA. A processor carries such a one out
+/// in two cycles, of which the first is too narrow for CONFIG_ADDRESS.
+fn straddles(offset: u16, size: AccessSize) -> bool {
+    offset < DATA && usize::from(offset) + size.bytes() > usize::from(DATA)
+}
+
+fn bytes_of(offset: u16, size: AccessSize) -> std::ops::Range<u16> {
+    offset..offset.saturating_add(size.bytes() as u16)
+}
+
 impl PortIo for ConfigPorts {
-    fn read(&mut self, _region: usize, offset: u16, size: AccessSize) -> u32 {
+    fn read(&mut self, region: usize, offset: u16, size: AccessSize) -> u32 {
+        if straddles(offset, size) {
+            return bytes_of(offset, size).rev().fold(0, |value, at| {
+                let byte = if at < DATA { 0xff } else { self.read(region, at, AccessSize::Byte) };
+                value << 8 | byte & 0xff
+            });
+        }
         if let Some(port) = offset.checked_sub(DATA) {
             let target = self.target(port);
             return target
@@ -81,8 +97,12 @@ impl PortIo for ConfigPorts {
         lock(device).pio().map_or(u32::MAX, |device| device.read(*region, 0, size))
     }
 
-    fn write(&mut self, _region: usize, offset: u16, size: AccessSize, value: u32) {
-        if let Some(port) = offset.checked_sub(DATA) {
+    fn write(&mut self, region: usize, offset: u16, size: AccessSize, value: u32) {
+        if straddles(offset, size) {
+            for (at, byte) in bytes_of(offset, size).zip(value.to_le_bytes()).filter(|(at, _)| *at >= DATA) {
+                self.write(region, at, AccessSize::Byte, byte.into());
+            }
+        } else if let Some(port) = offset.checked_sub(DATA) {
             if let Some((function, at)) = self.target(port) {
                 lock(&self.root).config_write(function, at, size, value);
             }

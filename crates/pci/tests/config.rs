@@ -297,6 +297,22 @@ fn extended_capabilities_are_linked_from_0x100() {
 }
 
 #[test]
+fn accesses_that_straddle_the_ports() {
+    let (mut bench, _) = plugged();
+    bench.io_write(0xcf8, Dword, 0x8000_0800 | u32::from(regs::LATENCY_TIMER) & 0xfc);
+    bench.io_write(0xcfc, Dword, 0x0000_4020);
+    assert_eq!(bench.io_read(0xcfb, Dword), 0x0040_20ff);
+    assert_eq!(bench.io_read(0xcf9, Dword), 0x20ff_ffff);
+    assert_eq!(bench.io_read(0xcfd, Dword), 0xff00_0040);
+    assert_eq!(bench.io_read(0xcfd, Word), 0x0040);
+    bench.io_write(0xcfb, Word, 0x7755);
+    assert_eq!(bench.io_read(0xcfc, Word), 0x4077);
+    bench.io_write(0xcfd, Dword, 0xffff_ff66);
+    assert_eq!(bench.io_read(0xcfc, Word), 0x6677);
+    assert_eq!(bench.io_read(0xcf8, Dword), 0x8000_080c, "the address did not change");
+}
+
+#[test]
 fn cf8_is_a_doubleword_and_cf9_is_the_reset_register() {
     use std::sync::{Arc, Mutex};
     use trapline_device::PortIo;
