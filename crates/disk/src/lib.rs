@@ -14,6 +14,7 @@
 mod buffer;
 mod contract;
 mod engine;
+mod fuzz;
 mod host;
 mod open;
 pub mod qcow2;
@@ -25,6 +26,7 @@ mod uring;
 pub use buffer::{BUFFER_ALIGN, Buffer};
 pub use contract::{Access, Disk, DiskError, DiskInfo, Extent, Result, SECTOR_SIZE};
 pub use engine::{Completion, Engine, EngineOptions, Op, Request};
+pub use fuzz::fuzz_image;
 pub use host::{CacheMode, HostFile};
 pub use open::{BackingPolicy, Format, MAX_CHAIN, OpenOptions, open, overlay};
 pub use qcow2::Qcow2Disk;
