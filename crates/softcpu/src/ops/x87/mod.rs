@@ -95,6 +95,7 @@ reg_ops! {
     FldSt(x, i) => x.fld_st(i);
     FstSt(x, i) => x.fst_st(i, false);
     FstpSt(x, i) => x.fst_st(i, true);
+    Fstpnce(x, i) => fstpnce(x, i);
     Fxch(x, i) => x.fxch(i);
     Ffree(x, i) => x.ffree(i, false);
     Ffreep(x, i) => x.ffree(i, true);
@@ -131,6 +132,15 @@ reg_ops! {
     Fucom(x, i) => x.fcom_st(i, true, 0);
     Fucomp(x, i) => x.fcom_st(i, true, 1);
     Fucompp(x, _) => x.fcom_st(1, true, 2);
+}
+
+/// FSTPNCE, undocumented: FSTP ST(i) that stores nothing, and raises nothing, if ST(0) is empty.
+fn fstpnce(x87: &mut X87, i: usize) {
+    if x87.is_empty(0) {
+        x87.fincstp();
+    } else {
+        x87.fst_st(i, true);
+    }
 }
 
 /// A two-operand arithmetic operation.
