@@ -98,6 +98,8 @@ pub struct ConfigSpace {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ConfigState {
     bytes: Vec<u8>,
+    /// Sizes of the BARs and the ROM, zero for none: to tell functions apart.
+    sizes: [u64; 7],
     fixed_ranges: Vec<(usize, AddressRange)>,
     interrupts: InterruptsState,
 }
@@ -377,14 +379,15 @@ impl ConfigSpace {
             fixed: _,
             used: _,
             header: _,
-            bars: _,
-            rom: _,
+            bars,
+            rom,
             fixed_ranges,
             capabilities: _,
             interrupts,
         } = self;
         ConfigState {
             bytes: bytes.clone(),
+            sizes: sizes(bars, *rom),
             fixed_ranges: fixed_ranges.iter().map(|(region, range)| (*region, *range)).collect(),
             interrupts: interrupts.save(),
         }
@@ -399,6 +402,9 @@ impl ConfigSpace {
         let refuse = |what: String| Err(RestoreError { device: "pci function", what });
         if state.bytes.len() != self.bytes.len() {
             return refuse(format!("{} bytes, not {}", state.bytes.len(), self.bytes.len()));
+        }
+        if state.sizes != sizes(&self.bars, self.rom) {
+            return refuse("other bars".to_owned());
         }
         let pairs = state.bytes.iter().zip(&self.reset).zip(&self.fixed);
         if let Some(at) = pairs.map(|((new, own), fixed)| (new ^ own) & fixed).position(|differ| differ != 0)
@@ -433,6 +439,11 @@ impl ConfigSpace {
             }
         }
     }
+}
+
+fn sizes(bars: &[Option<Bar>; 6], rom: Option<u32>) -> [u64; 7] {
+    let [a, b, c, d, e, f] = bars.map(|bar| bar.map_or(0, |bar| bar.size));
+    [a, b, c, d, e, f, rom.map_or(0, u64::from)]
 }
 
 fn put(bytes: &mut [u8], at: usize, value: u8) {

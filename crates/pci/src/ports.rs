@@ -78,10 +78,10 @@ fn bytes_of(offset: u16, size: AccessSize) -> std::ops::Range<u16> {
 }
 
 impl PortIo for ConfigPorts {
-    fn read(&mut self, region: usize, offset: u16, size: AccessSize) -> u32 {
+    fn read(&mut self, _region: usize, offset: u16, size: AccessSize) -> u32 {
         if straddles(offset, size) {
             return bytes_of(offset, size).rev().fold(0, |value, at| {
-                let byte = if at < DATA { 0xff } else { self.read(region, at, AccessSize::Byte) };
+                let byte = if at < DATA { 0xff } else { self.read(0, at, AccessSize::Byte) };
                 value << 8 | byte & 0xff
             });
         }
@@ -97,10 +97,10 @@ impl PortIo for ConfigPorts {
         lock(device).pio().map_or(u32::MAX, |device| device.read(*region, 0, size))
     }
 
-    fn write(&mut self, region: usize, offset: u16, size: AccessSize, value: u32) {
+    fn write(&mut self, _region: usize, offset: u16, size: AccessSize, value: u32) {
         if straddles(offset, size) {
             for (at, byte) in bytes_of(offset, size).zip(value.to_le_bytes()).filter(|(at, _)| *at >= DATA) {
-                self.write(region, at, AccessSize::Byte, byte.into());
+                self.write(0, at, AccessSize::Byte, byte.into());
             }
         } else if let Some(port) = offset.checked_sub(DATA) {
             if let Some((function, at)) = self.target(port) {

@@ -148,6 +148,9 @@ fn the_power_management_function_says_where_acpi_is() {
     }
     acpi.lock().unwrap().latches[..3].copy_from_slice(&[0x11, 0x22, 0x33]);
 
+    bench.write(0x80, Byte, 1);
+    assert_eq!(bench.io_read(0x0008, Dword), 0xffff_ffff, "there is no base yet");
+    bench.write(0x80, Byte, 0);
     bench.write(0x40, Dword, 0xffff_0600);
     assert_eq!(bench.read(0x40, Dword), 0x0000_0601);
     assert_eq!(bench.io_read(0x608, Dword), 0xffff_ffff, "not enabled");

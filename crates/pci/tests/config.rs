@@ -254,6 +254,17 @@ fn state_survives_and_is_checked() {
     let before = stranger.save();
     assert!(stranger.restore(state.0).is_err());
     assert_eq!(stranger.save(), before);
+    let mut larger = ConfigSpace::new(common::ID);
+    larger.add_bar(0, BarKind::Io, 64).unwrap();
+    let mut revised = ConfigSpace::new(trapline_pci::Identity { revision: 0x43, ..common::ID });
+    revised.add_bar(0, BarKind::Io, 32).unwrap();
+    for mut other in [larger, revised] {
+        other.write(regs::BAR0, Dword, 0x1000);
+        let error = other.restore(before.clone()).unwrap_err();
+        let same_bars = other.bar(0).unwrap().size == 32;
+        assert_eq!(error.to_string().contains("register 0x8 "), same_bars);
+    }
+    stranger.restore(before).unwrap();
 }
 
 #[test]
