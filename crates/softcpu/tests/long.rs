@@ -268,7 +268,7 @@ fn msr_rules() {
     assert!(cpu.read_msr(0x260).is_err(), "between the fixed ranges");
     cpu.write_msr(index::TSC, 1 << 40).unwrap();
     let tsc = cpu.read_msr(index::TSC).unwrap();
-    assert!(tsc >= 1 << 40 && tsc < 1 << 41);
+    assert!((1 << 40..1 << 41).contains(&tsc));
     assert!(cpu.read_msr(index::TSC_ADJUST).unwrap() > 1 << 39);
     assert!(cpu.read_msr(index::HWCR).is_err(), "AMD's");
 }
@@ -401,7 +401,9 @@ fn bad_returns_fault_at_the_return() {
         let mut m = Machine::long();
         m.gate64(13, HANDLER, 0x8e, 0);
         m.halt_at(HANDLER);
-        for (i, w) in [rip, u64::from(code), bits::FIXED, USER_STACK, u64::from(stack)].into_iter().enumerate() {
+        for (i, w) in
+            [rip, u64::from(code), bits::FIXED, USER_STACK, u64::from(stack)].into_iter().enumerate()
+        {
             m.write(STACK - 0x100 + 8 * i as u64, w);
         }
         m.set(reg::RSP, STACK - 0x100);
@@ -473,7 +475,7 @@ fn address_spaces_by_pcid() {
     m.arena.write_bytes(other, &bytes).unwrap();
     for (level, n) in [(0, 1), (1, 1), (2, 4)] {
         for i in 0..n {
-            m.write(other + level * 0x1000 + i * 8, other + (level + 1 + i) * 0x1000 | 7);
+            m.write(other + level * 0x1000 + i * 8, (other + (level + 1 + i) * 0x1000) | 7);
         }
     }
     m.write(other + 0x3000 + (DATA >> 12) * 8, 0xe007u64);

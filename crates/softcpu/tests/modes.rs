@@ -93,7 +93,7 @@ fn from_real_to_protected_to_long_mode() {
     m.write(DATA, 0x1fu16);
     m.write(DATA + 2, GDT as u32);
     // One 1 GiB page.
-    m.write(TABLES, TABLES + 0x1000 | 3);
+    m.write(TABLES, (TABLES + 0x1000) | 3);
     m.write(TABLES + 0x1000, 0x83u64);
     m.code_at(0xa000, 32, |a| {
         a.mov(ax, i32::from(sel::DATA))?;

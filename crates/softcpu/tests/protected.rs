@@ -325,7 +325,7 @@ fn paging_with_4_mib_pages() {
 #[test]
 fn pae_paging_checks_its_directory_pointers() {
     let mut m = Machine::protected();
-    m.write(TABLES, TABLES + 0x1000 | 1);
+    m.write(TABLES, (TABLES + 0x1000) | 1);
     m.write(TABLES + 0x1000, 0x83u64);
     // Reserved bits in the second pointer.
     m.write(TABLES + 8, 7u64);

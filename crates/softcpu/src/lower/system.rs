@@ -260,3 +260,76 @@ fn port_string(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
     l.push(op);
     Some(Next::Continue)
 }
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Code, CpuidFeature, Decoder, Instruction};
+
+    use crate::cpuid::Model;
+    use crate::lower::{Lowering, lower_one};
+
+    /// What is advertised works: of any bytes, an instruction that the model supports has operations. (But
+    /// for those that are there to be undefined, RSM outside SMM, and the VMX instructions.)
+    #[test]
+    fn every_advertised_instruction_is_lowered() {
+        let model = Model::max();
+        let mut random = 0x9e37_79b9_7f4a_7c15u64;
+        let mut bytes = vec![0u8; 600_000];
+        for b in &mut bytes {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            *b = (random >> 32) as u8;
+        }
+        for (bits, key) in [(16, 0), (32, 1), (64, 2)] {
+            let mut decoder = Decoder::with_ip(bits, &bytes, 0x100, model.decoder_options());
+            let mut i = Instruction::default();
+            let mut ops = Vec::new();
+            let mut known = 0;
+            while decoder.can_decode() {
+                decoder.decode_out(&mut i);
+                if i.is_invalid() || !model.supports(&i) || undefined(&i) {
+                    continue;
+                }
+                ops.clear();
+                let start = i.ip();
+                let mut l = Lowering {
+                    model: &model,
+                    bits,
+                    key,
+                    start,
+                    lin: start,
+                    off: 0,
+                    len: i.len() as u8,
+                    nth: 0,
+                    previous: None,
+                    pure: false,
+                    quiet: None,
+                    bytes: &bytes[(start - 0x100) as usize..],
+                    ops: &mut ops,
+                };
+                assert!(lower_one(&mut l, &i).is_some(), "{bits}: {i} ({:?})", i.code());
+                assert!(!ops.is_empty(), "{i}");
+                known += 1;
+            }
+            assert!(known > 100_000, "{bits}: {known}");
+        }
+    }
+
+    fn undefined(i: &Instruction) -> bool {
+        use Code as C;
+        let undefined = matches!(
+            i.code(),
+            C::Ud2
+                | C::Ud0
+                | C::Ud0_r16_rm16
+                | C::Ud0_r32_rm32
+                | C::Ud0_r64_rm64
+                | C::Ud1_r16_rm16
+                | C::Ud1_r32_rm32
+                | C::Ud1_r64_rm64
+                | C::Rsm
+        );
+        undefined || i.cpuid_features().contains(&CpuidFeature::VMX)
+    }
+}

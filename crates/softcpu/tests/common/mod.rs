@@ -117,7 +117,7 @@ impl Machine {
         }
         for (level, n) in [(0, 1), (1, 1), (2, 4)] {
             for i in 0..n {
-                m.write(TABLES + level * 0x1000 + i * 8, TABLES + (level + 1 + i) * 0x1000 | 7);
+                m.write(TABLES + level * 0x1000 + i * 8, (TABLES + (level + 1 + i) * 0x1000) | 7);
             }
         }
         for page in 0..2048 {
