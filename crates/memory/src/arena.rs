@@ -72,9 +72,12 @@ pub struct Arena {
     watcher: Watcher,
 }
 
+/// Is told the address and length of a device's write.
+type Watch = dyn Fn(u64, u64) + Send + Sync;
+
 /// Who is told of devices' writes.
 #[derive(Default)]
-struct Watcher(RwLock<Option<Arc<dyn Fn(u64, u64) + Send + Sync>>>);
+struct Watcher(RwLock<Option<Box<Watch>>>);
 
 impl fmt::Debug for Watcher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -232,7 +235,7 @@ impl Arena {
     /// vm-memory view of guest RAM: for processors that keep decoded code. One watcher at a time; writes
     /// through the arena itself are not reported.
     pub fn watch_device_writes(&self, watcher: impl Fn(u64, u64) + Send + Sync + 'static) {
-        *self.watcher.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(watcher));
+        *self.watcher.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(watcher));
     }
 
     #[inline]

@@ -6,7 +6,9 @@ use trapline_softcpu::cpu::{cr0, reg, shadow, vector};
 use trapline_softcpu::mmu::DeviceAccess;
 use trapline_vmx::Field;
 use trapline_vmx::controls::EntryControls;
-use trapline_vmx::exit::{BasicReason, CrAccess, CrAccessKind, ExitReason, InterruptionInfo, InterruptionType};
+use trapline_vmx::exit::{
+    BasicReason, CrAccess, CrAccessKind, ExitReason, InterruptionInfo, InterruptionType,
+};
 use trapline_vmx::state::AccessRights;
 
 use super::memory::Memory;
@@ -70,8 +72,20 @@ impl SoftVcpu {
             Some(R::TripleFault) => Some(Exit::Shutdown),
             Some(R::ExceptionOrNmi) => self.exception_exit(),
             Some(
-                R::Getsec | R::Vmcall | R::Vmclear | R::Vmlaunch | R::Vmptrld | R::Vmptrst | R::Vmread
-                | R::Vmresume | R::Vmwrite | R::Vmxoff | R::Vmxon | R::Invept | R::Invvpid | R::Vmfunc
+                R::Getsec
+                | R::Vmcall
+                | R::Vmclear
+                | R::Vmlaunch
+                | R::Vmptrld
+                | R::Vmptrst
+                | R::Vmread
+                | R::Vmresume
+                | R::Vmwrite
+                | R::Vmxoff
+                | R::Vmxon
+                | R::Invept
+                | R::Invvpid
+                | R::Vmfunc
                 | R::Rsm,
             ) => {
                 self.inject_fault(vector::UD, None);

@@ -29,7 +29,10 @@ struct Run {
 
 /// A fault that the guest is to see.
 enum Fault {
-    Page { linear: u64, code: u32 },
+    Page {
+        linear: u64,
+        code: u32,
+    },
     Vector(u8),
     /// No RAM there, or not for writing: nothing is read or written.
     NoMemory,
@@ -91,7 +94,13 @@ impl SoftVcpu {
         if io.input() {
             let run = self.string_run(Segment::Es, reg::RDI, mask, size, left, true)?;
             // The device is read only if there is where to put it.
-            self.for_each_part(memory, run.linear, u64::from(run.count) * size.bytes() as u64, true, |_, _| {})?;
+            self.for_each_part(
+                memory,
+                run.linear,
+                u64::from(run.count) * size.bytes() as u64,
+                true,
+                |_, _| {},
+            )?;
             let (count, single) = (run.count, run.count == 1);
             self.pending = Pending::Ins { size, count, single };
             if single {
@@ -156,7 +165,12 @@ impl SoftVcpu {
             let protected = cpu.vmcs_read(Field::GuestCr0) & cr0::PE != 0
                 && cpu.vmcs_read(Field::GuestRflags) & 1 << 17 == 0;
             let code = rights & attr::CODE != 0;
-            let allowed = !protected || if write { !code && rights & attr::WRITABLE != 0 } else { !code || rights & attr::READABLE != 0 };
+            let allowed = !protected
+                || if write {
+                    !code && rights & attr::WRITABLE != 0
+                } else {
+                    !code || rights & attr::READABLE != 0
+                };
             let last = offset + bytes - 1;
             let expand_down = !code && rights & attr::EXPAND_DOWN != 0;
             let top = if rights & attr::DB != 0 { 0xffff_ffff } else { 0xffff };

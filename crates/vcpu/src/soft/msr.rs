@@ -163,7 +163,11 @@ impl SoftVcpu {
                 let mut inbox = self.mailbox.inbox();
                 let lapic = inbox.lapic.as_mut().ok_or(GeneralProtection)?;
                 lapic.tick(time);
-                if index == TSC_DEADLINE { Ok(lapic.tsc_deadline()) } else { Ok(lapic.msr_read(index, time)?) }
+                if index == TSC_DEADLINE {
+                    Ok(lapic.tsc_deadline())
+                } else {
+                    Ok(lapic.msr_read(index, time)?)
+                }
             }
             _ => self.root.cpu.read_msr(index).map_err(|_| GeneralProtection),
         }

@@ -211,9 +211,9 @@ impl SoftVcpu {
     fn wakes(&mut self, inbox: &mut Inbox) -> bool {
         if std::mem::take(&mut inbox.init) {
             self.init(inbox);
-            return self.mp_state == KVM_MP_STATE_RUNNABLE;
         }
         match self.mp_state {
+            KVM_MP_STATE_RUNNABLE => {}
             KVM_MP_STATE_HALTED => {
                 let interrupt = inbox.lapic.as_ref().is_some_and(|lapic| lapic.pending().is_some());
                 let open = self.interrupts_open();

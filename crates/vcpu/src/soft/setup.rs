@@ -65,7 +65,8 @@ struct Pages {
 impl Pages {
     fn new(arena: &Arc<Arena>) -> Result<Self> {
         let page = || {
-            let none = Error::NotFound { what: "free page in the arena's root area of bytes", id: arena.len() };
+            let none =
+                Error::NotFound { what: "free page in the arena's root area of bytes", id: arena.len() };
             arena.alloc_page().ok_or(none)
         };
         Ok(Self { vmxon: page()?, vmcs: page()?, msr_bitmap: page()?, arena: arena.clone() })
@@ -137,8 +138,7 @@ impl Root {
             | ExitControls::LOAD_PAT
             | ExitControls::SAVE_EFER
             | ExitControls::LOAD_EFER;
-        let entry =
-            EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_PAT | EntryControls::LOAD_EFER;
+        let entry = EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_PAT | EntryControls::LOAD_EFER;
         for (field, value) in [
             (Field::PinControls, caps.pin.adjust(pin.bits()).into()),
             (Field::PrimaryControls, caps.primary.adjust(primary.bits()).into()),

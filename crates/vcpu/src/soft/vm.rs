@@ -266,7 +266,8 @@ fn model_leaves(model: &Model) -> Vec<kvm_cpuid_entry2> {
             for index in 0..=indices {
                 let [eax, ebx, ecx, edx] = model.cpuid(function, index, &context);
                 let flags = if indices > 0 { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 };
-                let entry = kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, ..Default::default() };
+                let entry =
+                    kvm_cpuid_entry2 { function, index, flags, eax, ebx, ecx, edx, ..Default::default() };
                 if index == 0 || [eax, ebx, edx] != [0; 3] {
                     leaves.push(entry);
                 }
