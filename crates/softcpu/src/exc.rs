@@ -24,46 +24,69 @@ impl Cpu {
         if let Some(exit) = self.intercept_event(&event) {
             return Some(exit);
         }
+        self.leave_traces(&event);
         self.inject(event)
     }
 
-    /// As [`Cpu::deliver`], but the event itself causes no VM exit: VM entry injects it.
+    /// As [`Cpu::deliver`], but the event itself causes no VM exit: VM entry injects it, with its traces in
+    /// CR2 and DR6 or without.
     pub(crate) fn inject(&mut self, event: Event) -> Option<ExitInfo> {
         let mut event = event;
+        self.activity = Activity::Active;
         loop {
-            match event.vector {
-                vector::PF if event.kind == EventKind::HardwareException => self.cr2 = event.payload,
-                vector::DB if event.kind == EventKind::HardwareException => self.record_debug(event.payload),
-                _ => {}
-            }
             self.delivering = Some(event);
             if self.enter_handler(&event).is_ok() {
-                self.delivering = None;
-                self.shadow &= !(shadow::STI | shadow::MOV_SS);
-                if event.kind == EventKind::Nmi {
-                    self.shadow |= shadow::NMI;
-                }
-                self.activity = Activity::Active;
+                self.delivered(&event);
                 return None;
             }
-            match std::mem::replace(&mut self.pending, Pending::None) {
-                Pending::Event(second) => match after(&event, second) {
-                    Some(next) => {
-                        if let Some(exit) = self.intercept_event(&next) {
-                            return Some(exit);
-                        }
-                        event = next;
-                    }
-                    None => {
-                        self.delivering = None;
-                        return self.shutdown();
-                    }
-                },
+            let second = match std::mem::replace(&mut self.pending, Pending::None) {
+                Pending::Event(second) => second,
                 // `delivering` stays: it is what the IDT-vectoring information tells.
                 Pending::Exit(exit) => return Some(exit),
                 Pending::None => return None,
+            };
+            // The exception bitmap is asked for the second exception before the two become one.
+            if let Some(exit) = self.intercept_event(&second) {
+                return Some(exit);
+            }
+            self.leave_traces(&second);
+            match after(&event, second) {
+                Some(next) => {
+                    if next.vector == vector::DF {
+                        // A double fault that exits is no exit during delivery.
+                        self.delivering = None;
+                        if let Some(exit) = self.intercept_event(&next) {
+                            return Some(exit);
+                        }
+                    }
+                    event = next;
+                }
+                None => {
+                    self.delivering = None;
+                    return self.shutdown();
+                }
             }
         }
+    }
+
+    /// What an exception that comes about (rather than being injected) leaves in registers.
+    fn leave_traces(&mut self, event: &Event) {
+        match event.vector {
+            vector::PF if event.kind == EventKind::HardwareException => self.cr2 = event.payload,
+            vector::DB if event.kind == EventKind::HardwareException => self.record_debug(event.payload),
+            _ => {}
+        }
+    }
+
+    /// The handler of an event is entered.
+    fn delivered(&mut self, event: &Event) {
+        self.delivering = None;
+        self.nmi_unblocked = false;
+        self.shadow &= !(shadow::STI | shadow::MOV_SS);
+        if event.kind == EventKind::Nmi {
+            self.shadow |= shadow::NMI;
+        }
+        self.vmx.trap_pending |= self.vmx.monitor_trap;
     }
 
     /// A fault during the delivery of a double fault: shutdown, a VM exit in non-root operation.
@@ -92,8 +115,7 @@ impl Cpu {
 
     /// RFLAGS to save: faults set RF, so that an instruction breakpoint is not hit again.
     fn saved_flags(&self, event: &Event) -> u64 {
-        let fault = event.kind == EventKind::HardwareException && event.vector != vector::DB;
-        self.get_rflags() | if fault { bits::RF } else { 0 }
+        self.get_rflags() | if event.is_fault() { bits::RF } else { 0 }
     }
 
     fn enter_real(&mut self, event: &Event) -> Result<(), Stop> {
@@ -410,8 +432,9 @@ fn after(first: &Event, second: Event) -> Option<Event> {
         return None;
     }
     let contributory = |v: u8| matches!(v, vector::DE | vector::TS | vector::NP | vector::SS | vector::GP);
+    let page = |v: u8| matches!(v, vector::PF | vector::VE);
     let double = contributory(first.vector) && contributory(second.vector)
-        || first.vector == vector::PF && (second.vector == vector::PF || contributory(second.vector));
+        || page(first.vector) && (page(second.vector) || contributory(second.vector));
     if !double {
         return Some(second);
     }

@@ -12,8 +12,21 @@ const CHAIN: u32 = if cfg!(debug_assertions) { 16 } else { 500 };
 /// DR6 bits.
 mod dr6 {
     pub const BS: u64 = 1 << 14;
+    /// Of the pending debug exceptions only: a breakpoint that was hit is enabled.
+    pub const ENABLED: u64 = 1 << 12;
     /// Bits that read as one.
     pub const FIXED: u64 = 0xffff_0ff0;
+}
+
+/// What came of looking for events between two instructions.
+#[derive(Debug)]
+pub(crate) enum Due {
+    /// There are none.
+    Nothing,
+    /// One was delivered to the guest.
+    Delivered,
+    /// One is a VM exit.
+    Exit(ExitInfo),
 }
 
 impl Cpu {
@@ -27,7 +40,8 @@ impl Cpu {
         }
     }
 
-    /// Executes at least one and about `instructions` instructions, or up to a VM exit.
+    /// Executes at least one and about `instructions` instructions, or up to a VM exit. Outside non-root
+    /// operation it also ends when the processor halts or shuts down.
     pub fn run_for(&mut self, instructions: u64) -> Option<ExitInfo> {
         let end = self.icount.saturating_add(instructions);
         self.code.key = self.code_key();
@@ -36,6 +50,9 @@ impl Cpu {
                 && let Some(exit) = self.boundary()
             {
                 return Some(exit);
+            }
+            if self.activity != Activity::Active {
+                return None;
             }
             let flow = self.dispatch();
             let stopped = match flow {
@@ -64,6 +81,8 @@ impl Cpu {
         if single {
             block_key |= key::SINGLE;
             self.budget = 1;
+            // A shadow of the instruction before ends with this one.
+            self.shadow_is_new = false;
         }
         self.code.stats.dispatches += 1;
         let patch = self.code.patch.take();
@@ -92,10 +111,11 @@ impl Cpu {
 
     /// Whether only one instruction may run before the next boundary is looked at.
     #[inline(always)]
-    fn single(&self) -> bool {
+    pub(crate) fn single(&self) -> bool {
         self.shadow & (shadow::STI | shadow::MOV_SS) != 0
             || self.rflags & bits::TF != 0
             || self.dr[7] & 0xff != 0
+            || self.vmx.monitor_trap
             || self.mmu.replay.pending()
     }
 
@@ -111,6 +131,10 @@ impl Cpu {
             if self.step_pending {
                 self.pending_debug |= dr6::BS;
             }
+            self.vmx.trap_pending |= self.vmx.monitor_trap;
+        } else {
+            // What a faulting instruction hit on its way is hit again when it is restarted.
+            self.pending_debug = self.debug_before;
         }
         self.step_pending = false;
     }
@@ -120,52 +144,66 @@ impl Cpu {
     fn needs_boundary(&self) -> bool {
         self.signals.get() != 0
             || self.single()
+            || self.rflags & bits::RF != 0
             || self.pending_debug != 0
             || self.activity != Activity::Active
             || self.vmx.watches(self.icount)
     }
 
-    /// Everything that can happen between two instructions, in the order of the SDM (vol. 3 §6.9, §26.2).
+    /// Everything that can happen between two instructions.
     #[cold]
     fn boundary(&mut self) -> Option<ExitInfo> {
         self.mmu.replay.rewind();
         if self.signals.get() & Signals::CODE != 0 {
             self.read_notes();
         }
-        if self.pending_debug & 0xf00f | self.pending_debug & dr6::BS != 0
-            && self.shadow & shadow::MOV_SS == 0
-            && self.activity != Activity::WaitForSipi
-        {
-            let hit = std::mem::take(&mut self.pending_debug) & (0xf | dr6::BS);
-            if hit != 0 {
-                self.activity = Activity::Active;
-                let exit = self.debug_trap(hit);
-                if exit.is_some() {
-                    return exit;
+        // An instruction that waits for a device is between no two instructions: it goes on first.
+        if !self.mmu.replay.pending() {
+            loop {
+                match self.next_due() {
+                    Due::Exit(exit) => return Some(exit),
+                    Due::Delivered => self.code.key = self.code_key(),
+                    Due::Nothing if self.activity == Activity::Active => break,
+                    // Nobody would ever wake a bare processor: see `run_for`.
+                    Due::Nothing if !self.nonroot => return None,
+                    // Nothing to do until a signal; the time-out serves the timers.
+                    Due::Nothing => std::thread::park_timeout(std::time::Duration::from_micros(200)),
                 }
             }
         }
-        if let Some(exit) = self.asynchronous() {
-            return Some(exit);
+        self.step_pending = self.rflags & bits::TF != 0;
+        self.debug_before = self.pending_debug;
+        self.rflags &= !bits::RF;
+        None
+    }
+
+    /// The event of highest priority that is due before the next instruction, delivered or as a VM exit
+    /// (SDM vol. 3 table 6-2 and §26.2, §27.7).
+    fn next_due(&mut self) -> Due {
+        if let Some(exit) = self.urgent_exit() {
+            return Due::Exit(exit);
         }
-        while self.activity != Activity::Active {
-            // Nothing to do until a signal; the time-out serves the timers.
-            std::thread::park_timeout(std::time::Duration::from_micros(200));
-            if let Some(exit) = self.asynchronous() {
-                return Some(exit);
-            }
+        let executes = matches!(self.activity, Activity::Active | Activity::Hlt);
+        let traps = self.pending_debug & (dr6::ENABLED | dr6::BS) != 0;
+        if traps && executes && self.shadow & shadow::MOV_SS == 0 {
+            let hit = std::mem::take(&mut self.pending_debug) & (0xf | dr6::BS);
+            return self.debug_trap(hit);
         }
-        if self.dr[7] & 0xff != 0 && self.rflags & bits::RF == 0 {
+        match self.asynchronous() {
+            Due::Nothing => {}
+            due => return due,
+        }
+        let breakpoints = self.activity == Activity::Active
+            && self.dr[7] & 0xff != 0
+            && self.rflags & bits::RF == 0
+            && self.shadow & shadow::MOV_SS == 0;
+        if breakpoints {
             let hit = self.code_breakpoint();
             if hit != 0 {
                 return self.debug_trap(hit);
             }
         }
-        self.step_pending = self.rflags & bits::TF != 0;
-        if self.rflags & bits::RF != 0 {
-            self.rflags &= !bits::RF;
-        }
-        None
+        Due::Nothing
     }
 
     /// Which instruction breakpoints match the next instruction.
@@ -180,9 +218,9 @@ impl Cpu {
     }
 
     /// Delivers #DB for the DR6 conditions `hit`.
-    fn debug_trap(&mut self, hit: u64) -> Option<ExitInfo> {
+    fn debug_trap(&mut self, hit: u64) -> Due {
         self.raise_debug(hit);
-        self.take_pending()
+        self.take_pending().map_or(Due::Delivered, Due::Exit)
     }
 
     /// Makes #DB pending; DR6 is written when it is delivered.
@@ -209,8 +247,9 @@ impl Cpu {
         exit
     }
 
-    /// DR6 after a debug exception with conditions `hit`.
+    /// DR6 and DR7.GD after a debug exception with conditions `hit`.
     pub(crate) fn record_debug(&mut self, hit: u64) {
+        self.dr[7] &= !(1 << 13);
         self.dr[6] = self.dr[6] & !0xf | hit & (0xf | 1 << 13 | dr6::BS) | dr6::FIXED;
     }
 }

@@ -3,16 +3,17 @@
 use trapline_vmx::exit::TaskSwitchSource;
 
 use super::{Landed, flow};
-use crate::cpu::{Cpu, Segment, Stop, reg, seg, shadow};
+use crate::cpu::{Cpu, Segment, Stop, reg, seg};
 use crate::flags::bits;
 use crate::op::{Flow, OpRef};
 
 /// IRET, IRETD, IRETQ.
 pub(crate) fn iret(cpu: &mut Cpu, op: OpRef) -> Flow {
     let back = cpu.ip_after(&op);
+    cpu.iret_unblocks_nmi();
     let done = cpu.interrupt_return(op.operand_size(), back);
     if done.is_ok() {
-        cpu.shadow &= !shadow::NMI;
+        cpu.iret_done();
     }
     flow(cpu, op, done)
 }
@@ -120,8 +121,14 @@ impl Cpu {
             return Err(self.gp(0));
         }
         let [sp, ss, es, ds, fs, gs] = words;
-        let selectors =
-            [(seg::CS, u64::from(cs)), (seg::SS, ss), (seg::ES, es), (seg::DS, ds), (seg::FS, fs), (seg::GS, gs)];
+        let selectors = [
+            (seg::CS, u64::from(cs)),
+            (seg::SS, ss),
+            (seg::ES, es),
+            (seg::DS, ds),
+            (seg::FS, fs),
+            (seg::GS, gs),
+        ];
         for (s, selector) in selectors {
             self.seg[s] = Segment { attr: 0xf3, ..Segment::real(selector as u16) };
         }

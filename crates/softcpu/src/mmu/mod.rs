@@ -51,14 +51,28 @@ pub(crate) struct Replay {
     next: usize,
     /// The access of the last exit, until it is answered.
     asked: Option<DeviceAccess>,
+    /// The instruction is to run with nothing after it.
+    alone: bool,
 }
 
 impl Replay {
     /// No instruction makes more device accesses than this (FXSAVE: 64 of 8 bytes).
     const LIMIT: usize = 600;
 
+    /// Whether an instruction is under way, to be started over.
+    #[inline(always)]
     pub fn pending(&self) -> bool {
-        !self.done.is_empty()
+        !self.done.is_empty() || self.alone
+    }
+
+    /// Whether the instruction runs alone because it asked for it.
+    pub fn alone(&self) -> bool {
+        self.alone
+    }
+
+    /// The instruction is to start over and run alone.
+    pub fn run_alone(&mut self) {
+        self.alone = true;
     }
 
     /// The instruction starts over.
@@ -71,6 +85,7 @@ impl Replay {
         self.done.clear();
         self.next = 0;
         self.asked = None;
+        self.alone = false;
     }
 }
 
@@ -82,6 +97,10 @@ pub struct Mmu {
     asids: Asids,
     /// The number is only good with what it was given for.
     key: u32,
+    /// The EPT pointer in force, 0 without EPT: translations under another one are others.
+    ept: u64,
+    /// The EPT pointer that `frames` is good for.
+    frames_ept: u64,
     mode: PagingMode,
     /// Host address of host-physical address 0, and the length of that memory.
     base: u64,
@@ -100,6 +119,8 @@ pub struct Mmu {
 enum Target {
     Ram { ptr: HostPtr, hpa: u64 },
     Device { gpa: u64 },
+    /// The APIC-access page.
+    Apic { gpa: u64 },
 }
 
 impl Mmu {
@@ -109,6 +130,8 @@ impl Mmu {
             asid: 0,
             asids: Asids::new(),
             key: 0,
+            ept: 0,
+            frames_ept: 0,
             mode: PagingMode::OFF,
             base: arena.base() as u64,
             len: arena.len() as u64,
@@ -135,13 +158,32 @@ impl Mmu {
     /// Makes `key` (VPID and PCID) the current address space; `fresh` forgets what was known of it.
     pub(crate) fn select(&mut self, key: u32, fresh: bool) {
         self.key = key;
-        self.asid = match self.asids.get(key, fresh) {
+        self.asid = match self.asids.get((key, self.ept), fresh) {
             Some(n) => n,
             None => {
                 self.tlb.clear();
-                self.asids.get(key, true).unwrap_or(0)
+                self.asids.get((key, self.ept), true).unwrap_or(0)
             }
         };
+    }
+
+    /// Makes `ept` the EPT pointer in force; [`Mmu::select`] must follow.
+    pub(crate) fn set_ept(&mut self, ept: Option<u64>) {
+        self.ept = ept.unwrap_or(0);
+        if self.ept != 0 && self.ept != self.frames_ept {
+            self.frames_ept = self.ept;
+            self.frames.clear();
+        }
+    }
+
+    /// INVEPT of a single context: the tables that `ept` points to.
+    pub(crate) fn forget_ept(&mut self, ept: u64) {
+        let same = |other: u64| other != 0 && (other ^ ept) & !(PAGE - 1) == 0;
+        self.asids.forget(|_, e| same(e));
+        if same(self.frames_ept) {
+            self.frames.clear();
+        }
+        self.select(self.key, false);
     }
 
     /// INVLPG.
@@ -153,7 +195,7 @@ impl Mmu {
 
     /// Forgets the address spaces whose keys `which` selects.
     pub(crate) fn forget_spaces(&mut self, which: impl Fn(u32) -> bool) {
-        self.asids.forget(which);
+        self.asids.forget(|key, _| which(key));
         self.select(self.key, false);
     }
 
@@ -271,9 +313,10 @@ impl Cpu {
             return Ok(());
         }
         let old = self.load_for_write(lin, size)?;
+        let flags = self.flags;
         let v = f(self, T::of(old));
-        // Cannot fail: `load_for_write` has checked, and nothing came in between.
-        self.store(lin, v)
+        // A device may have to be asked first: then the instruction starts over, with the flags it had.
+        self.store(lin, v).inspect_err(|_| self.flags = flags)
     }
 
     /// As [`Cpu::modify`], atomically with respect to other processors and devices (LOCK prefix). `f`

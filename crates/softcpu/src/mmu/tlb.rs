@@ -160,9 +160,15 @@ fn large_bit(lin: u64, shift: u32) -> usize {
     if shift >= 30 { 2048 | (lin >> 30) as usize & 2047 } else { (lin >> 21) as usize & 2047 }
 }
 
-/// Address-space numbers for the pairs of VPID and PCID that were used lately.
+/// What makes an address space: VPID and PCID, and the EPT pointer.
+pub(super) type Space = (u32, u64);
+
+/// Of no address space: a key has 28 bits.
+const NO_SPACE: Space = (u32::MAX, 0);
+
+/// Address-space numbers for the address spaces that were used lately.
 pub(super) struct Asids {
-    known: [(u32, u16); 16],
+    known: [(Space, u16); 16],
     turn: usize,
     next: u16,
 }
@@ -172,12 +178,12 @@ impl Asids {
     const LIMIT: u16 = 0xfff;
 
     pub fn new() -> Self {
-        Self { known: [(u32::MAX, 0); 16], turn: 0, next: 0 }
+        Self { known: [(NO_SPACE, 0); 16], turn: 0, next: 0 }
     }
 
-    /// The number of `key` (VPID and PCID); `fresh` gives it a new one, which is how an address space is
+    /// The number of `key`; `fresh` gives it a new one, which is how an address space is
     /// flushed. `None` when numbers have run out: clear the TLB and ask again.
-    pub fn get(&mut self, key: u32, fresh: bool) -> Option<u64> {
+    pub fn get(&mut self, key: Space, fresh: bool) -> Option<u64> {
         let at = self.known.iter().position(|k| k.0 == key);
         if let (Some(at), false) = (at, fresh) {
             return Some(u64::from(self.known[at].1));
@@ -195,10 +201,10 @@ impl Asids {
         Some(u64::from(self.known[at].1))
     }
 
-    /// Forgets the numbers of all keys that `which` selects.
-    pub fn forget(&mut self, which: impl Fn(u32) -> bool) {
-        for k in self.known.iter_mut().filter(|k| which(k.0)) {
-            k.0 = u32::MAX;
+    /// Forgets the numbers of all spaces that `which` selects.
+    pub fn forget(&mut self, which: impl Fn(u32, u64) -> bool) {
+        for k in self.known.iter_mut().filter(|k| which(k.0.0, k.0.1)) {
+            k.0 = NO_SPACE;
         }
     }
 }

@@ -1,16 +1,19 @@
 //! The slow path: page walks, faults, device accesses, writes to pages that hold code.
 
 use trapline_memory::arena::Arena;
-use trapline_memory::ept::{self, EptAccess, EptFault, EptMode, EptPerms, EptQualification};
+use trapline_memory::ept::{
+    self, EptAccess, EptEntry, EptFault, EptLeaf, EptMode, EptPerms, EptQualification,
+};
 use trapline_memory::paging::{self, Access, PagingFlags, PagingKind, PagingMode, WalkError};
 use trapline_memory::table::{PageSize, TableMemory};
+use trapline_vmx::controls::SecondaryControls;
 
 use super::host::HostPtr;
 use super::tlb::{Rights, View};
 use super::{DeviceAccess, Kind, PAGE, Replay, Target};
 use crate::cpu::{Cpu, Event, EventKind, ExitInfo, Pending, Stop, cr0, cr4, efer, vector};
 use crate::flags::bits;
-use crate::vmx::reason;
+use crate::vmx::{Pml, reason};
 
 /// A table access outside memory.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +39,54 @@ impl TableMemory for Host<'_> {
     }
 }
 
+/// EPT tables while they translate `gpa`: a leaf that becomes dirty is logged.
+struct Tables<'a> {
+    host: &'a Host<'a>,
+    pml: Option<&'a Pml>,
+    gpa: u64,
+}
+
+impl Tables<'_> {
+    /// The log, if this change sets the dirty flag of a leaf.
+    fn logs(&self, old: u64, new: u64) -> Option<&Pml> {
+        self.pml.filter(|_| new & !old & EptEntry::DIRTY.bits() != 0)
+    }
+}
+
+impl TableMemory for Tables<'_> {
+    type Error = NoMemory;
+    #[inline]
+    fn read(&self, pa: u64) -> Result<u64, NoMemory> {
+        self.host.read(pa)
+    }
+    fn write(&self, pa: u64, value: u64) -> Result<(), NoMemory> {
+        self.host.write(pa, value)
+    }
+    fn compare_exchange(&self, pa: u64, current: u64, new: u64) -> Result<Result<u64, u64>, NoMemory> {
+        let log = self.logs(current, new);
+        if log.is_some_and(|l| !l.has_room()) {
+            return Err(NoMemory);
+        }
+        let done = self.host.compare_exchange(pa, current, new)?;
+        if let (Some(log), Ok(_)) = (log, done) {
+            log.log(self.host.0, self.gpa);
+        }
+        Ok(done)
+    }
+    fn fetch_or(&self, pa: u64, bits: u64) -> Result<u64, NoMemory> {
+        let old = self.host.read(pa)?;
+        let log = self.logs(old, bits);
+        if log.is_some_and(|l| !l.has_room()) {
+            return Err(NoMemory);
+        }
+        let old = self.host.fetch_or(pa, bits)?;
+        if let Some(log) = log {
+            log.log(self.host.0, self.gpa);
+        }
+        Ok(old)
+    }
+}
+
 /// Where guest-physical pages that hold tables are, so that a walk does not translate them anew.
 pub(super) struct Frames([(u64, u64); 512]);
 
@@ -55,12 +106,23 @@ impl Frames {
 struct Guest<'a> {
     host: Host<'a>,
     ept: Option<EptMode>,
+    pml: Option<&'a Pml>,
     frames: &'a std::cell::RefCell<&'a mut Frames>,
 }
 
 impl Guest<'_> {
+    /// Walks EPT.
     #[inline]
-    fn hpa(&self, gpa: u64) -> Result<u64, EptFault<NoMemory>> {
+    fn ept(&self, mode: &EptMode, gpa: u64, access: EptAccess) -> Result<EptLeaf, EptFault<NoMemory>> {
+        if self.pml.is_none() {
+            return ept::walk(&self.host, mode, gpa, access);
+        }
+        ept::walk(&Tables { host: &self.host, pml: self.pml, gpa }, mode, gpa, access)
+    }
+
+    /// Where a table entry is that is read, or (`write`) has a flag set.
+    #[inline]
+    fn hpa(&self, gpa: u64, write: bool) -> Result<u64, EptFault<NoMemory>> {
         let Some(mode) = &self.ept else { return Ok(gpa) };
         let page = gpa & !(PAGE - 1);
         let mut frames = self.frames.borrow_mut();
@@ -70,8 +132,9 @@ impl Guest<'_> {
         }
         // With accessed and dirty flags, every access to a table counts as a write (SDM vol. 3
         // §29.3.3.2, on accesses to guest paging-structure entries).
-        let access = if mode.accessed_dirty() { EptAccess::READ | EptAccess::WRITE } else { EptAccess::READ };
-        let leaf = ept::walk(&self.host, mode, gpa, access)?;
+        let write = write || mode.accessed_dirty();
+        let access = if write { EptAccess::READ | EptAccess::WRITE } else { EptAccess::READ };
+        let leaf = self.ept(mode, gpa, access)?;
         if leaf.perms.contains(EptPerms::RW) {
             *slot = (page, leaf.hpa & !(PAGE - 1));
         }
@@ -83,16 +146,16 @@ impl TableMemory for Guest<'_> {
     type Error = EptFault<NoMemory>;
     #[inline]
     fn read(&self, pa: u64) -> Result<u64, Self::Error> {
-        self.host.read(self.hpa(pa)?).map_err(EptFault::Memory)
+        self.host.read(self.hpa(pa, false)?).map_err(EptFault::Memory)
     }
     fn write(&self, pa: u64, value: u64) -> Result<(), Self::Error> {
-        self.host.write(self.hpa(pa)?, value).map_err(EptFault::Memory)
+        self.host.write(self.hpa(pa, true)?, value).map_err(EptFault::Memory)
     }
     fn compare_exchange(&self, pa: u64, current: u64, new: u64) -> Result<Result<u64, u64>, Self::Error> {
-        self.host.compare_exchange(self.hpa(pa)?, current, new).map_err(EptFault::Memory)
+        self.host.compare_exchange(self.hpa(pa, true)?, current, new).map_err(EptFault::Memory)
     }
     fn fetch_or(&self, pa: u64, bits: u64) -> Result<u64, Self::Error> {
-        self.host.fetch_or(self.hpa(pa)?, bits).map_err(EptFault::Memory)
+        self.host.fetch_or(self.hpa(pa, true)?, bits).map_err(EptFault::Memory)
     }
 }
 
@@ -119,15 +182,23 @@ impl Cpu {
 
     /// EPT, if the guest runs behind it.
     fn ept_mode(&self) -> Option<EptMode> {
-        self.vmx.eptp().map(|eptp| EptMode::new(eptp, self.model.phys_bits()))
+        let mode_based_execute = self.vmx.ctl.secondary.contains(SecondaryControls::MODE_BASED_EPT_EXECUTE);
+        let phys_bits = self.model.phys_bits();
+        self.vmx.eptp().map(|eptp| EptMode { mode_based_execute, ..EptMode::new(eptp, phys_bits) })
     }
 
     /// Reads the four PDPTEs that CR3 points to, for PAE paging. `None`: no memory, or an EPT violation.
     pub(crate) fn read_pdptes(&mut self, cr3: u64) -> Option<[u64; 4]> {
         let ept = self.ept_mode();
         let frames = std::cell::RefCell::new(&mut *self.mmu.frames);
-        let guest = Guest { host: Host(&self.arena), ept, frames: &frames };
-        paging::load_pdptes(&guest, cr3).ok()
+        let guest = Guest { host: Host(&self.arena), ept, pml: self.vmx.pml.as_ref(), frames: &frames };
+        match paging::load_pdptes(&guest, cr3) {
+            Ok(pdptes) => Some(pdptes),
+            Err(e) => {
+                self.pdptes_refused(e);
+                None
+            }
+        }
     }
 
     /// Walks, checks, fills the TLB.
@@ -149,11 +220,11 @@ impl Cpu {
         let mode = self.mmu.mode;
         let ept = self.ept_mode();
         let frames = std::cell::RefCell::new(&mut *self.mmu.frames);
-        let guest = Guest { host: Host(&self.arena), ept, frames: &frames };
+        let guest = Guest { host: Host(&self.arena), ept, pml: self.vmx.pml.as_ref(), frames: &frames };
         let leaf = match paging::walk(&guest, &mode, lin, access) {
             Ok(leaf) => leaf,
             Err(WalkError::PageFault(code)) => return Err(self.page_fault(lin, code.bits())),
-            Err(WalkError::Memory(fault)) => return self.table_fault(lin, fault),
+            Err(WalkError::Memory(fault)) => return Err(self.table_fault(lin, fault)),
         };
         let (hpa, mut perms, size, dirty) = match &ept {
             None => (leaf.gpa, EptPerms::RWX, PageSize::Size1G, true),
@@ -161,14 +232,25 @@ impl Cpu {
                 let want = match kind {
                     Kind::Read => EptAccess::READ,
                     Kind::Write => EptAccess::WRITE,
+                    Kind::Fetch if leaf.user => EptAccess::FETCH | EptAccess::USER,
                     Kind::Fetch => EptAccess::FETCH,
                 };
-                match ept::walk(&guest.host, ept, leaf.gpa, want) {
-                    Ok(e) => (e.hpa, e.perms, e.page_size, e.dirty),
+                match guest.ept(ept, leaf.gpa, want) {
+                    Ok(e) => {
+                        let mut perms = e.perms;
+                        if ept.mode_based_execute && leaf.user {
+                            perms.set(EptPerms::EXECUTE, e.perms.contains(EptPerms::USER_EXECUTE));
+                        }
+                        (e.hpa, perms, e.page_size, e.dirty)
+                    }
                     Err(fault) => return self.final_fault(lin, leaf.gpa, fault),
                 }
             }
         };
+        if self.in_apic_page(hpa) {
+            self.pending = Pending::Exit(self.apic_exit(hpa, kind));
+            return Ok(Target::Apic { gpa: leaf.gpa });
+        }
         let Some(ptr) = self.mmu.host(hpa, 1) else {
             self.pending = Pending::None;
             return Ok(Target::Device { gpa: leaf.gpa });
@@ -215,26 +297,71 @@ impl Cpu {
     /// EPT did not let the access through, or has no memory there.
     #[cold]
     fn final_fault(&mut self, lin: u64, gpa: u64, fault: EptFault<NoMemory>) -> Result<Target, Stop> {
+        if self.pml_full(&fault) {
+            return Err(Stop);
+        }
         if let EptFault::Violation { .. } = fault {
+            let exit = self.ept_exit(lin, gpa, fault, true);
+            if let Some(mode) = self.ept_mode()
+                && self.virtualization_exception(&mode, &exit)
+            {
+                return Err(Stop);
+            }
             // Whether this is a device is not the processor's to know; the access is described to
             // whoever handles the exit, and taken from the replay log when it was answered.
             self.mmu.replay.asked = None;
-            self.pending = Pending::Exit(self.ept_exit(lin, gpa, fault, true));
+            self.pending = Pending::Exit(exit);
             return Ok(Target::Device { gpa });
         }
         self.pending = Pending::Exit(self.ept_exit(lin, gpa, fault, true));
         Err(Stop)
     }
 
+    /// PDPTEs could not be read: a VM exit is pending if EPT is the reason.
     #[cold]
-    fn table_fault(&mut self, lin: u64, fault: EptFault<NoMemory>) -> Result<Target, Stop> {
+    fn pdptes_refused(&mut self, fault: EptFault<NoMemory>) {
+        let (EptFault::Violation { gpa, .. } | EptFault::Misconfig { gpa, .. }) = fault else {
+            let _ = self.pml_full(&fault);
+            return;
+        };
+        let mut exit = self.ept_exit(0, gpa, fault, false);
+        // There is no linear address.
+        exit.qualification &= !EptQualification::LINEAR_VALID.bits();
+        self.mmu.replay.asked = None;
+        self.pending = Pending::Exit(exit);
+    }
+
+    /// Whether the walk was stopped by a full page-modification log; the VM exit is pending then.
+    fn pml_full(&mut self, fault: &EptFault<NoMemory>) -> bool {
+        let full = matches!(fault, EptFault::Memory(_)) && self.vmx.pml.as_ref().is_some_and(Pml::take_full);
+        if full {
+            self.pending = Pending::Exit(self.pml_exit());
+        }
+        full
+    }
+
+    /// The walk of the guest's own tables did not come to its end.
+    #[cold]
+    fn table_fault(&mut self, lin: u64, fault: EptFault<NoMemory>) -> Stop {
+        if self.pml_full(&fault) {
+            return Stop;
+        }
         let gpa = match fault {
             EptFault::Violation { gpa, .. } | EptFault::Misconfig { gpa, .. } => gpa,
             // A table where there is no memory reads as all-ones on a bus: reserved bits.
-            EptFault::Memory(NoMemory) => return Err(self.page_fault(lin, 0x9)),
+            EptFault::Memory(NoMemory) => return self.page_fault(lin, 0x9),
         };
-        self.pending = Pending::Exit(self.ept_exit(lin, gpa, fault, false));
-        Err(Stop)
+        let exit = self.ept_exit(lin, gpa, fault, false);
+        if let Some(mode) = self.ept_mode()
+            && exit.reason == reason::EPT_VIOLATION
+            && self.virtualization_exception(&mode, &exit)
+        {
+            return Stop;
+        }
+        // No device access: what is asked for is the table.
+        self.mmu.replay.asked = None;
+        self.pending = Pending::Exit(exit);
+        Stop
     }
 
     fn ept_exit(&self, lin: u64, gpa: u64, fault: EptFault<NoMemory>, last: bool) -> ExitInfo {
@@ -254,11 +381,15 @@ impl Cpu {
     pub(super) fn fetch_slow(&mut self, lin: u64) -> Result<u64, Stop> {
         match self.translate(lin, Kind::Fetch)? {
             Target::Ram { hpa, .. } => Ok(hpa),
+            // The APIC-access page: its VM exit is pending.
+            Target::Apic { .. } => Err(Stop),
             Target::Device { gpa } => {
+                self.mmu.replay.asked = None;
                 if !matches!(self.pending, Pending::Exit(_)) {
+                    let known = EptQualification::LINEAR_VALID | EptQualification::FINAL;
                     self.pending = Pending::Exit(ExitInfo {
                         reason: reason::EPT_VIOLATION,
-                        qualification: (EptQualification::FETCH | EptQualification::LINEAR_VALID).bits(),
+                        qualification: (EptQualification::FETCH | known).bits(),
                         linear: lin,
                         physical: gpa,
                         ..ExitInfo::default()
@@ -305,7 +436,11 @@ impl Cpu {
     fn read_part(&mut self, target: Target, to: &mut [u8]) -> Result<(), Stop> {
         match target {
             Target::Ram { ptr, .. } => ptr.read_bytes(to),
-            Target::Device { gpa } => {
+            Target::Apic { gpa } if to.len() <= 4 && self.read_apic_page(gpa % PAGE, to.len()).is_some() => {
+                let v = self.read_apic_page(gpa % PAGE, to.len()).unwrap_or(0).to_le_bytes();
+                to.copy_from_slice(&v[..to.len()]);
+            }
+            Target::Apic { gpa } | Target::Device { gpa } => {
                 let mut at = gpa;
                 let mut rest = to;
                 while !rest.is_empty() {
@@ -352,7 +487,8 @@ impl Cpu {
                 }
                 ptr.write_bytes(from);
             }
-            Target::Device { gpa } => {
+            Target::Apic { gpa } if self.write_apic_page(gpa % PAGE, from)? => {}
+            Target::Apic { gpa } | Target::Device { gpa } => {
                 let mut at = gpa;
                 let mut rest = from;
                 while !rest.is_empty() {
@@ -409,7 +545,7 @@ impl Cpu {
                 }
                 Ok(Some(ptr))
             }
-            Target::Device { .. } => Ok(None),
+            Target::Apic { .. } | Target::Device { .. } => Ok(None),
         }
     }
 
@@ -442,6 +578,7 @@ impl Cpu {
         }
         if let Pending::Exit(info) = &mut self.pending {
             info.physical = access.gpa;
+            info.by_instruction = self.delivering.is_none();
         }
         Err(Stop)
     }
@@ -471,7 +608,7 @@ impl Cpu {
         let mode = self.mmu.mode;
         let ept = self.ept_mode();
         let frames = std::cell::RefCell::new(&mut *self.mmu.frames);
-        let guest = Guest { host: Host(&self.arena), ept, frames: &frames };
+        let guest = Guest { host: Host(&self.arena), ept, pml: None, frames: &frames };
         paging::walk(&guest, &mode, lin, Access { ac: true, ..Access::READ }).ok().map(|l| l.gpa)
     }
 

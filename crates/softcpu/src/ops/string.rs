@@ -89,7 +89,8 @@ pub fn string<T: Int + Plain, const W: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 fn repeat<T: Int + Plain, const W: u8>(cpu: &mut Cpu, op: &Op) -> Result<bool, Stop> {
     let what = What::from(W);
     let mask = address_mask(op);
-    let mut left = SLICE;
+    // Traps come after each element.
+    let mut left = if cpu.single() { 1 } else { SLICE };
     loop {
         let count = cpu.regs[usize::from(reg::RCX)] & mask;
         if count == 0 {

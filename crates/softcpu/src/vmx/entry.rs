@@ -4,11 +4,14 @@ use std::sync::Arc;
 
 use trapline_vmx::checks::{self, CheckError, Env};
 use trapline_vmx::controls::{EntryControls, PinControls, PrimaryControls, SecondaryControls};
-use trapline_vmx::exit::{InterruptionInfo, VmInstructionError};
+use trapline_vmx::exit::{InterruptionInfo, InterruptionType, VmInstructionError};
 use trapline_vmx::{Capabilities, Field, LaunchState, Vmcs};
 
+use super::apic::Apic;
+use super::ept::Pml;
+use super::intercept::PauseLoop;
 use super::{Controls, VmFail, VmResult, reason};
-use crate::cpu::{Activity, Cpu, Event, EventKind, ExitInfo, Segment, cr0, efer, seg};
+use crate::cpu::{Activity, Cpu, Event, EventKind, ExitInfo, Segment, cr0, efer, seg, shadow, vector};
 
 /// What an entry failed with after the guest state was looked at: exit reason and qualification.
 type Refused = (u16, u64);
@@ -46,8 +49,9 @@ impl Cpu {
     /// VMCS. An entry that fails after the checks of controls and host state is a VM exit too.
     ///
     /// # Errors
-    /// VMfailInvalid without a current VMCS; VMfailValid 4 if it is launched already, 7 and 8 for bad
-    /// controls and host state.
+    /// VMfailInvalid without a current VMCS; VMfailValid 26 with blocking by MOV SS, 4 if the VMCS is
+    /// launched already, 7 and 8 for bad controls and host state. A VMX abort (MSR areas of the exit that
+    /// cannot be stored or loaded) is no error: the processor is shut down then, and the region tells why.
     pub fn vmlaunch(&mut self) -> VmResult {
         self.enter(LaunchState::Clear, VmInstructionError::VmlaunchNotClear)
     }
@@ -85,7 +89,9 @@ impl Cpu {
         self.in_vmx_root()?;
         let Some((pointer, vmcs)) = self.vmx.root().current.take() else { return Err(VmFail::Invalid) };
         let caps: Arc<Capabilities> = self.vmx.caps.clone();
-        let refused = if vmcs.launch_state != state {
+        let refused = if self.shadow & shadow::MOV_SS != 0 {
+            Some(VmInstructionError::EntryBlockedByMovSs)
+        } else if vmcs.launch_state != state {
             Some(wrong_state)
         } else {
             self.with_env(&caps, |env| {
@@ -118,13 +124,17 @@ impl Cpu {
     /// Injects the event of the entry fields, and runs the guest.
     fn run_injected(&mut self, vmcs: &Vmcs) -> ExitInfo {
         let info = InterruptionInfo::from_bits(vmcs.read32(Field::EntryInterruptionInfo));
-        if info.valid() {
-            let event = entry_event(vmcs, info);
+        if info.valid() && info.type_number() == InterruptionType::Other as u8 {
+            self.vmx.trap_pending = true;
+            self.vmx.arm(self.icount);
+        } else if info.valid() {
+            let event = self.entry_event(vmcs, info);
             self.mmu.replay.clear();
             if let Some(exit) = self.inject(event) {
                 return exit;
             }
         }
+        self.check_threshold_on_entry();
         self.run_guest()
     }
 
@@ -135,11 +145,16 @@ impl Cpu {
         let entry = self.vmx.ctl.entry;
         // CD, NW, ET and the reserved bits are not loaded.
         let kept = cr0::CD | cr0::NW | cr0::ET;
-        self.cr0 = read(Field::GuestCr0) & !kept | self.guest_cr0_kept & kept | cr0::ET;
+        self.cr0 = read(Field::GuestCr0) & !kept | self.cr0 & kept | cr0::ET;
         self.cr3 = read(Field::GuestCr3);
         self.cr4 = read(Field::GuestCr4);
         if entry.contains(EntryControls::LOAD_DEBUG_CONTROLS) {
             self.dr[7] = read(Field::GuestDr7) & !0xd000 | 0x400;
+            self.msr.debugctl = read(Field::GuestDebugctl);
+            if self.dr[7] & 0xff != 0 {
+                // With breakpoints on, every access takes the slow path, which looks for them.
+                self.mmu.flush_all();
+            }
         }
         if entry.contains(EntryControls::LOAD_EFER) {
             self.efer = read(Field::GuestEfer);
@@ -179,7 +194,7 @@ impl Cpu {
             self.mmu.pdptes = p;
         }
         self.shadow = vmcs.read32(Field::GuestInterruptibility) & 0xf;
-        self.shadow_is_new = false;
+        (self.shadow_is_new, self.nmi_unblocked) = (false, false);
         self.step_pending = false;
         self.pending_debug = read(Field::GuestPendingDebug);
         self.delivering = None;
@@ -193,7 +208,12 @@ impl Cpu {
         self.set_rflags(read(Field::GuestRflags));
         self.paging_changed();
         self.mode_changed();
+        self.mmu.set_ept(self.vmx.eptp);
+        // Without VPIDs, entries and exits flush VPID 0.
         let fresh = !self.vmx.ctl.secondary.contains(SecondaryControls::ENABLE_VPID);
+        if fresh {
+            self.mmu.forget_spaces(|key| key >> 12 == 0);
+        }
         self.select_address_space(fresh);
         self.mmu.replay.rewind();
         self.load_msrs(read(Field::EntryMsrLoadAddress), vmcs.read32(Field::EntryMsrLoadCount))
@@ -235,6 +255,14 @@ impl Cpu {
         let has = |c: SecondaryControls| secondary.contains(c);
         v.eptp = has(SecondaryControls::ENABLE_EPT).then(|| vmcs.read(Field::EptPointer));
         v.vpid = if has(SecondaryControls::ENABLE_VPID) { vmcs.read(Field::Vpid) as u16 } else { 0 };
+        v.apic = Apic::new(vmcs, &v.ctl);
+        v.pml = Pml::new(vmcs, &v.ctl);
+        v.ve_area = has(SecondaryControls::EPT_VIOLATION_VE)
+            .then(|| vmcs.read(Field::VirtualizationExceptionAddress));
+        let limits = (vmcs.read(Field::PleGap), vmcs.read(Field::PleWindow));
+        v.pause_loop = PauseLoop::new(has(SecondaryControls::PAUSE_LOOP_EXITING).then_some(limits));
+        v.monitor_trap = primary.contains(PrimaryControls::MONITOR_TRAP_FLAG);
+        v.trap_pending = false;
         let timer = v.ctl.pin.contains(PinControls::PREEMPTION_TIMER);
         let value = u64::from(vmcs.read32(Field::PreemptionTimer)) << v.caps.preemption_timer_shift();
         v.preemption_deadline = None;
@@ -261,27 +289,30 @@ impl Cpu {
         }
         Ok(())
     }
-}
 
-/// The event that the VM-entry interruption-information field describes.
-fn entry_event(vmcs: &Vmcs, info: InterruptionInfo) -> Event {
-    let kind = match info.type_number() {
-        0 => EventKind::External,
-        2 => EventKind::Nmi,
-        4 => EventKind::SoftwareInterrupt,
-        5 => EventKind::PrivilegedSoftwareException,
-        6 => EventKind::SoftwareException,
-        _ => EventKind::HardwareException,
-    };
-    let software = matches!(
-        kind,
-        EventKind::SoftwareInterrupt | EventKind::PrivilegedSoftwareException | EventKind::SoftwareException
-    );
-    Event {
-        vector: info.vector(),
-        kind,
-        error: info.error_code().then(|| vmcs.read32(Field::EntryExceptionErrorCode)),
-        len: if software { vmcs.read32(Field::EntryInstructionLength) as u8 } else { 0 },
-        payload: 0,
+    /// The event that the VM-entry interruption-information field describes. Unlike one that comes about
+    /// in the guest, it leaves CR2 and DR6 alone (§27.6.1.1).
+    fn entry_event(&self, vmcs: &Vmcs, info: InterruptionInfo) -> Event {
+        let kind = match info.type_number() {
+            0 => EventKind::External,
+            2 => EventKind::Nmi,
+            4 => EventKind::SoftwareInterrupt,
+            5 => EventKind::PrivilegedSoftwareException,
+            6 => EventKind::SoftwareException,
+            _ => EventKind::HardwareException,
+        };
+        let software = matches!(
+            kind,
+            EventKind::SoftwareInterrupt
+                | EventKind::PrivilegedSoftwareException
+                | EventKind::SoftwareException
+        );
+        Event {
+            vector: info.vector(),
+            kind,
+            error: info.error_code().then(|| vmcs.read32(Field::EntryExceptionErrorCode)),
+            len: if software { vmcs.read32(Field::EntryInstructionLength) as u8 } else { 0 },
+            payload: if info.vector() == vector::PF { self.cr2 } else { 0 },
+        }
     }
 }

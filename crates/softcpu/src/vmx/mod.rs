@@ -8,8 +8,20 @@
 //! Each level of software has a [`Context`]: its VMXON region and its current VMCS. The levels that
 //! execute right now are a stack; today it is at most one deep, because guests have no VMX instructions
 //! (they raise #UD, and CPUID hides VMX).
+//!
+//! # Left out
+//!
+//! Not advertised, so that a VM entry that asks for it fails: VMCS shadowing (which comes with nested
+//! levels), APIC-register virtualization, virtual-interrupt delivery, posted interrupts, VM functions,
+//! Intel PT, SGX, SPP, CET, FRED, tertiary controls, bus-lock detection, user wait instructions. System
+//! management mode does not exist: there are no SMIs. A host in 32-bit mode has its PDPTEs not checked.
+//!
+//! Simplified: the preemption timer is looked at every few thousand instructions, and the TLB is exact only
+//! where the SDM demands it (an INVLPG in a large page drops everything).
 
+mod apic;
 mod entry;
+mod ept;
 mod exit;
 mod intercept;
 pub mod reason;
@@ -21,6 +33,7 @@ use trapline_vmx::exit::VmInstructionError;
 use trapline_vmx::{Capabilities, Field, LaunchState, REGION_SIZE, Vmcs};
 
 use crate::cpu::{Cpu, attr, cr0, cr4, efer, seg, vector};
+pub(crate) use ept::Pml;
 
 /// How a VMX instruction fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -112,6 +125,18 @@ pub struct Vmx {
     next_look: u64,
     /// Something else than the timer must be looked at on every boundary.
     windows: bool,
+    /// Monitor trap flag: one instruction at a time.
+    pub(crate) monitor_trap: bool,
+    /// An MTF VM exit is pending.
+    pub(crate) trap_pending: bool,
+    /// TPR shadow and APIC-access page.
+    pub(crate) apic: apic::Apic,
+    /// Page-modification log.
+    pub(crate) pml: Option<ept::Pml>,
+    /// Virtualization-exception information area.
+    ve_area: Option<u64>,
+    /// Spinning with PAUSE.
+    pause_loop: intercept::PauseLoop,
 }
 
 impl Default for Vmx {
@@ -134,8 +159,14 @@ impl Default for Vmx {
             msr_bitmap: 0,
             eptp: None,
             preemption_deadline: None,
-            next_look: 0,
+            next_look: u64::MAX,
             windows: false,
+            monitor_trap: false,
+            trap_pending: false,
+            apic: apic::Apic::default(),
+            pml: None,
+            ve_area: None,
+            pause_loop: intercept::PauseLoop::default(),
         }
     }
 }
@@ -143,17 +174,7 @@ impl Default for Vmx {
 /// The VMX features of this processor: what is not modelled is not advertised.
 fn capabilities() -> Capabilities {
     use SecondaryControls as S;
-    Capabilities::software()
-        .without_primary(PrimaryControls::TPR_SHADOW | PrimaryControls::MONITOR_TRAP_FLAG)
-        .without_secondary(
-            S::VIRTUALIZE_APIC_ACCESSES
-                | S::VIRTUALIZE_X2APIC
-                | S::PAUSE_LOOP_EXITING
-                | S::VMCS_SHADOWING
-                | S::ENABLE_PML
-                | S::EPT_VIOLATION_VE
-                | S::MODE_BASED_EPT_EXECUTE,
-        )
+    Capabilities::software().with_secondary(S::MODE_BASED_EPT_EXECUTE).without_secondary(S::VMCS_SHADOWING)
 }
 
 impl Vmx {
@@ -222,7 +243,20 @@ impl Cpu {
 
     fn in_vmx_root(&self) -> VmResult {
         let on = self.vmx.contexts.first().is_some_and(|c| c.vmxon.is_some());
-        if on && !self.nonroot { Ok(()) } else { Err(VmFail::Exception(vector::UD)) }
+        if !on || self.nonroot || !self.vmx_mode() {
+            return Err(VmFail::Exception(vector::UD));
+        }
+        self.need_root_cpl0()
+    }
+
+    /// Protected or 64-bit mode: VMX instructions do not exist in real, virtual-8086 and compatibility
+    /// mode.
+    fn vmx_mode(&self) -> bool {
+        self.protected() && (!self.lma() || self.long64)
+    }
+
+    fn need_root_cpl0(&self) -> VmResult {
+        if self.cpl == 0 { Ok(()) } else { Err(VmFail::Exception(vector::GP)) }
     }
 
     fn region(&self, pa: u64) -> Option<[u8; REGION_SIZE]> {
@@ -244,13 +278,14 @@ impl Cpu {
     /// VMXON: enters VMX root operation with the VMXON region at host-physical `pa`.
     ///
     /// # Errors
-    /// #UD without CR4.VMXE or in non-root operation; #GP if CR0 or CR4 lack a fixed bit; VMfailInvalid
-    /// for a bad region; VMfailValid 15 if already in VMX operation.
+    /// #UD without CR4.VMXE, in a mode without VMX, or in non-root operation; #GP if CR0 or CR4 lack a
+    /// fixed bit; VMfailInvalid for a bad region; VMfail 15 if already in VMX operation.
     pub fn vmxon(&mut self, pa: u64) -> VmResult {
-        if self.cr4 & cr4::VMXE == 0 || self.cr0 & cr0::PE == 0 || self.nonroot {
+        if self.cr4 & cr4::VMXE == 0 || !self.vmx_mode() || self.nonroot {
             return Err(VmFail::Exception(vector::UD));
         }
         if self.vmx.root().vmxon.is_some() {
+            self.need_root_cpl0()?;
             return Err(self.fail(VmInstructionError::VmxonInRoot));
         }
         let caps = &self.vmx.caps;
@@ -393,13 +428,16 @@ impl Cpu {
     /// INVEPT.
     ///
     /// # Errors
-    /// VMfailValid 28 for a type that does not exist.
-    pub fn invept(&mut self, kind: u64, _eptp: u64) -> VmResult {
+    /// VMfailValid 28 for a type that does not exist, or an EPT pointer that VM entry would refuse.
+    pub fn invept(&mut self, kind: u64, eptp: u64) -> VmResult {
         self.in_vmx_root()?;
-        if !matches!(kind, 1 | 2) {
-            return Err(self.fail(VmInstructionError::InvalidOperand));
+        match kind {
+            1 if trapline_memory::ept::eptp_valid(eptp, self.model.phys_bits()) => {
+                self.mmu.forget_ept(eptp);
+            }
+            2 => self.mmu.flush_physical(),
+            _ => return Err(self.fail(VmInstructionError::InvalidOperand)),
         }
-        self.mmu.flush_physical();
         Ok(())
     }
 

@@ -19,5 +19,7 @@ reasons! {
     PAUSE = Pause, GDTR_IDTR_ACCESS = GdtrIdtrAccess, LDTR_TR_ACCESS = LdtrTrAccess,
     EPT_VIOLATION = EptViolation, EPT_MISCONFIG = EptMisconfiguration, RDTSCP = Rdtscp,
     PREEMPTION_TIMER = PreemptionTimer, WBINVD = Wbinvd, XSETBV = Xsetbv, RDRAND = Rdrand,
+    INIT = Init, SIPI = Sipi, TPR_BELOW_THRESHOLD = TprBelowThreshold, APIC_ACCESS = ApicAccess,
+    PML_FULL = PmlFull,
     INVPCID = Invpcid, RDSEED = Rdseed, XSAVES = Xsaves, XRSTORS = Xrstors,
 }

@@ -259,10 +259,11 @@ impl Machine {
     /// EPT tables at `root` that map 4 MiB from guest-physical 0 at host-physical `to`, but for DEVICE.
     pub fn tables(&mut self, root: u64, to: u64) {
         let table = |n: u64| root + n * 0x1000;
-        self.arena.write_u64(root, table(1) | 7).unwrap();
-        self.arena.write_u64(table(1), table(2) | 7).unwrap();
+        // Bit 10 counts only with mode-based execute control.
+        self.arena.write_u64(root, table(1) | 0x407).unwrap();
+        self.arena.write_u64(table(1), table(2) | 0x407).unwrap();
         for half in 0..2 {
-            self.arena.write_u64(table(2) + 8 * half, table(3 + half) | 7).unwrap();
+            self.arena.write_u64(table(2) + 8 * half, table(3 + half) | 0x407).unwrap();
         }
         for page in 0..1024u64 {
             let gpa = page << 12;

@@ -180,6 +180,10 @@ impl Cpu {
         if v > 15 {
             return Err(self.gp(0));
         }
+        if self.virtual_tpr().is_some() {
+            self.set_virtual_tpr((v as u8) << 4);
+            return Ok(());
+        }
         self.cr8 = v;
         Ok(())
     }
@@ -327,9 +331,13 @@ fn mov_from_cr_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         2 => cpu.cr2,
         3 => cpu.cr3,
         4 => cpu.visible_cr4(),
-        _ => cpu.cr8,
+        _ => cpu.virtual_tpr().map_or(cpu.cr8, |tpr| u64::from(tpr >> 4)),
     };
-    if cpu.long64 { v.put(cpu, op.r1) } else { (v as u32).put(cpu, op.r1) }
+    if cpu.long64 {
+        v.put(cpu, op.r1)
+    } else {
+        (v as u32).put(cpu, op.r1)
+    }
     Ok(())
 }
 handler!(next: mov_from_cr_work => mov_from_cr);
@@ -352,7 +360,11 @@ handler!(sync: mov_to_dr_work => mov_to_dr);
 fn mov_from_dr_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let n = cpu.debug_register(op, true)?;
     let v = cpu.dr[n];
-    if cpu.long64 { v.put(cpu, op.r1) } else { (v as u32).put(cpu, op.r1) }
+    if cpu.long64 {
+        v.put(cpu, op.r1)
+    } else {
+        (v as u32).put(cpu, op.r1)
+    }
     Ok(())
 }
 handler!(next: mov_from_dr_work => mov_from_dr);

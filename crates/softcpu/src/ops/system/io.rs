@@ -12,12 +12,10 @@ use crate::op::{Flow, Op, OpRef, jumped, next, stop};
 use crate::ops::address_mask;
 use crate::vmx::reason;
 
-/// `Op::aux` bits: the port is DX, not an immediate; REP.
-#[allow(missing_docs)]
-pub mod io {
-    pub const DX: u16 = 1;
-    pub const REP: u16 = 2;
-}
+/// `Op::aux`: the port is DX, not an immediate.
+pub const DX: u16 = 1;
+/// `Op::aux`: REP.
+pub const REP: u16 = 2;
 
 /// Elements of a repeated instruction between looks at asynchronous events.
 const SLICE: u32 = 1 << 12;
@@ -60,17 +58,14 @@ impl Cpu {
 
 /// The port of IN and OUT.
 fn port(cpu: &Cpu, op: &Op) -> u16 {
-    if op.aux & io::DX != 0 { cpu.regs[usize::from(reg::RDX)] as u16 } else { op.imm as u16 }
+    if op.aux & DX != 0 { cpu.regs[usize::from(reg::RDX)] as u16 } else { op.imm as u16 }
 }
 
 /// What IN and OUT have in common: checks and VM exits.
 fn access<T: Int>(cpu: &mut Cpu, op: &Op, input: bool) -> Result<(), Stop> {
     let port = port(cpu, op);
     cpu.check_io(port, T::BYTES as u64)?;
-    let q = IoAccess::new()
-        .with_size(T::BYTES as u8)
-        .with_input(input)
-        .with_immediate(op.aux & io::DX == 0);
+    let q = IoAccess::new().with_size(T::BYTES as u8).with_input(input).with_immediate(op.aux & DX == 0);
     cpu.io_exit(port, q, 0, 0)
 }
 
@@ -116,12 +111,13 @@ pub fn string<T: Int + Plain, const IN: bool>(cpu: &mut Cpu, op: OpRef) -> Flow 
 /// `false` if the repetition is not finished.
 #[inline(never)]
 fn string_work<T: Int + Plain, const IN: bool>(cpu: &mut Cpu, op: &Op) -> Result<bool, Stop> {
-    if op.aux & io::REP == 0 {
+    if op.aux & REP == 0 {
         element::<T, IN>(cpu, op)?;
         return Ok(true);
     }
     let mask = address_mask(op);
-    for _ in 0..SLICE {
+    // Traps come after each element.
+    for _ in 0..if cpu.single() { 1 } else { SLICE } {
         let rcx = cpu.regs[usize::from(reg::RCX)];
         if rcx & mask == 0 {
             return Ok(true);
@@ -151,7 +147,7 @@ fn element<T: Int + Plain, const IN: bool>(cpu: &mut Cpu, op: &Op) -> Result<(),
             .with_size(T::BYTES as u8)
             .with_input(IN)
             .with_string(true)
-            .with_rep(op.aux & io::REP != 0);
+            .with_rep(op.aux & REP != 0);
         let info = InstructionInfo::new()
             .with_address_size_number((op.scale >> 4).saturating_sub(1))
             .with_segment_number(s as u8);

@@ -11,7 +11,7 @@ use crate::flags::bits;
 use crate::handler;
 use crate::int::Int;
 use crate::mmu::Kind;
-use crate::op::Op;
+use crate::op::{Flow, Op, OpRef, next, stop, sync};
 use crate::vmx::reason;
 
 fn cpuid_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
@@ -93,7 +93,11 @@ fn rdmsr_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
     if cpu.nonroot && cpu.intercepts_msr(index, false) {
         return Err(cpu.instruction_exit(reason::RDMSR, 0, 0));
     }
-    match cpu.read_msr(index) {
+    let value = match cpu.read_virtual_x2apic(index) {
+        Some(v) => Ok(v),
+        None => cpu.read_msr(index),
+    };
+    match value {
         Ok(v) => {
             put_pair(cpu, v);
             Ok(())
@@ -110,9 +114,19 @@ fn wrmsr_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
         return Err(cpu.instruction_exit(reason::WRMSR, 0, 0));
     }
     let v = u64::from(u32::get(cpu, reg::RDX)) << 32 | u64::from(u32::get(cpu, reg::RAX));
-    cpu.write_msr(index, v).map_err(|_| cpu.gp(0))
+    let done = cpu.write_virtual_x2apic(index, v).unwrap_or_else(|| cpu.write_msr(index, v));
+    done.map_err(|_| cpu.gp(0))
 }
-handler!(sync: wrmsr_work => wrmsr);
+
+/// WRMSR. The bases of FS and GS change nothing that the block depends on; the rest ends it.
+pub fn wrmsr(cpu: &mut Cpu, op: OpRef) -> Flow {
+    use crate::msr::index::{FS_BASE, KERNEL_GS_BASE};
+    match wrmsr_work(cpu, &op) {
+        Ok(()) if (FS_BASE..=KERNEL_GS_BASE).contains(&u32::get(cpu, reg::RCX)) => next(cpu, op),
+        Ok(()) => sync(cpu, op),
+        Err(s) => stop(cpu, op, s),
+    }
+}
 
 fn hlt_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
     cpu.need_cpl0()?;
@@ -125,7 +139,7 @@ fn hlt_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
 handler!(sync: hlt_work => hlt);
 
 fn pause_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
-    if cpu.primary(PrimaryControls::PAUSE_EXITING) {
+    if cpu.primary(PrimaryControls::PAUSE_EXITING) || cpu.nonroot && cpu.pause_loops() {
         return Err(cpu.instruction_exit(reason::PAUSE, 0, 0));
     }
     std::hint::spin_loop();
