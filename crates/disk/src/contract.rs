@@ -134,9 +134,9 @@ pub struct Extent {
 /// # Order and overlap
 ///
 /// A read sees every write that returned before it began. Operations that run at the same time are
-/// in no order: where a write overlaps another operation each byte of the overlap (each logical
-/// sector of an aligned one, as far as the host keeps sectors whole) is what it was or what it
-/// becomes, and bytes outside the overlap are not affected, whatever the format.
+/// in no order: where a write overlaps another operation, each byte of the physical sectors that both
+/// touch is what it was or what it becomes, and nothing else is affected, whatever the format.
+/// Operations that share a sector or a cluster without overlapping do not disturb each other.
 ///
 /// # Durability
 ///

@@ -1,6 +1,6 @@
 //! Host files and block devices, under QEMU's five cache modes.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -93,8 +93,12 @@ impl HostFile {
     pub fn open(path: &Path, read_only: bool, cache: CacheMode, lock: bool) -> Result<Self> {
         let mut options = OpenOptions::new();
         options.read(true).write(!read_only);
-        // Without O_NONBLOCK, opening a FIFO by mistake would wait for ever.
-        options.custom_flags(libc::O_NONBLOCK | if cache.is_direct() { libc::O_DIRECT } else { 0 });
+        if cache.is_direct() {
+            options.custom_flags(libc::O_DIRECT);
+        }
+        // Before opening: to open a FIFO would wait for its other end.
+        let meta = std::fs::metadata(path).map_err(|e| open_error(path, cache, e))?;
+        check_type(path, &meta)?;
         let file = options.open(path).map_err(|e| open_error(path, cache, e))?;
         Self::from_file(file, path, read_only, cache, lock)
     }
@@ -103,10 +107,7 @@ impl HostFile {
     pub fn from_file(file: File, path: &Path, read_only: bool, cache: CacheMode, lock: bool) -> Result<Self> {
         let meta = file.metadata().map_err(|e| DiskError::io(path.display().to_string(), e))?;
         let is_block = meta.file_type().is_block_device();
-        if !is_block && !meta.is_file() {
-            let what = format!("{}: neither a regular file nor a block device", path.display());
-            return Err(DiskError::Unsupported(what));
-        }
+        check_type(path, &meta)?;
         if lock && !is_block {
             let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
             match locked {
@@ -211,6 +212,13 @@ impl HostFile {
 /// The most bytes in one bounce buffer.
 const BOUNCE: usize = 1 << 20;
 
+fn check_type(path: &Path, meta: &Metadata) -> Result<()> {
+    if meta.is_file() || meta.file_type().is_block_device() {
+        return Ok(());
+    }
+    Err(DiskError::Unsupported(format!("{}: neither a regular file nor a block device", path.display())))
+}
+
 fn open_error(path: &Path, cache: CacheMode, e: io::Error) -> DiskError {
     if cache.is_direct() && e.raw_os_error() == Some(libc::EINVAL) {
         return DiskError::Unsupported(format!(
@@ -312,12 +320,8 @@ impl Storage for HostFile {
         self.file.set_len(len).map_err(|e| self.error("resizing", e))
     }
 
-    fn direct(&self, access: Access, offset: u64, len: u64) -> Option<Arc<File>> {
-        let aligned = (offset | len).is_multiple_of(self.align);
-        // A direct write beside a read-modify-write of the same block would be undone by it. The
-        // two can meet only if blocks are larger than the sectors that guests write whole.
-        let safe = access == Access::Read || self.align <= u64::from(self.logical) || self.align == 1;
-        (aligned && safe).then(|| self.file.clone())
+    fn direct(&self, _access: Access, offset: u64, len: u64) -> Option<Arc<File>> {
+        (offset | len).is_multiple_of(self.align).then(|| self.file.clone())
     }
 
     fn sectors(&self) -> (u32, u32) {

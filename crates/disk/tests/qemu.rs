@@ -70,8 +70,7 @@ fn every_geometry_is_read_and_written() {
         return;
     }
     let folder = tempfile::tempdir().unwrap();
-    let mut seed = 1;
-    for options in [
+    let geometries = [
         "cluster_size=512",
         "cluster_size=512,refcount_bits=1",
         "cluster_size=1024,refcount_bits=2",
@@ -83,7 +82,8 @@ fn every_geometry_is_read_and_written() {
         "cluster_size=65536,lazy_refcounts=on",
         "cluster_size=65536,preallocation=metadata",
         "cluster_size=4096,preallocation=falloc",
-    ] {
+    ];
+    for (seed, options) in (1..).zip(geometries) {
         let (path, mut expected) = (folder.path().join("disk.qcow2"), noise(3 << 20, seed));
         expected[1 << 20..2 << 20].fill(0);
         expected.resize(5 << 20, 0);
@@ -97,7 +97,6 @@ fn every_geometry_is_read_and_written() {
         drop(disk);
         qemu_img(&["check", "-q", "disk.qcow2"], folder.path());
         assert!(by_qemu(folder.path(), "disk.qcow2") == expected, "{options}");
-        seed += 1;
     }
 }
 
