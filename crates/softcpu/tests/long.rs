@@ -517,3 +517,19 @@ fn extended_control_register() {
     assert_ne!(m.reg(reg::RCX) & 1 << 27, 0, "OSXSAVE");
     assert!(m.cpu.set_xcr0(2).is_err() && m.cpu.set_xcr0(7).is_err());
 }
+
+#[test]
+fn code_goes_on_after_wrmsr() {
+    let mut m = Machine::long();
+    m.run_code(|a| {
+        a.mov(ecx, index::STAR as i32)?;
+        a.mov(eax, 5)?;
+        a.xor(edx, edx)?;
+        a.wrmsr()?;
+        a.mov(ecx, index::GS_BASE as i32)?;
+        a.wrmsr()?;
+        a.inc(edx)?;
+        a.hlt()
+    });
+    assert_eq!((m.cpu.msr.star, m.cpu.seg[seg::GS].base, m.reg(reg::RDX)), (5, 5, 1));
+}

@@ -45,7 +45,7 @@ fn plain(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         M::Rdtscp => (misc::rdtscp, 0, false),
         M::Rdpmc => (misc::rdpmc, 0, false),
         M::Rdmsr => (misc::rdmsr, 0, false),
-        M::Wrmsr => (misc::wrmsr, 0, true),
+        M::Wrmsr => (misc::wrmsr, 0, false),
         M::Xgetbv => (xcr::xgetbv, 0, false),
         M::Xsetbv => (xcr::xsetbv, 0, false),
         M::Hlt => (misc::hlt, 0, true),
@@ -232,7 +232,7 @@ fn port(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
     };
     let mut op = l.op(run);
     if i.op_kind(place) == OpKind::Register {
-        op.aux = io::io::DX;
+        op.aux = io::DX;
     } else {
         op.imm = u64::from(i.immediate8());
     }
@@ -255,7 +255,7 @@ fn port_string(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
     op.seg = segment(i.memory_segment());
     op.scale = string_address_size(i) << 4;
     if i.has_rep_prefix() || i.has_repne_prefix() {
-        op.aux = io::io::REP;
+        op.aux = io::REP;
     }
     l.push(op);
     Some(Next::Continue)
