@@ -394,7 +394,7 @@ impl SoftVcpu {
                 }
                 self.finish_ins(size, count);
             }
-            Pending::Mmio { .. } => self.go_on(value & u64::MAX),
+            Pending::Mmio { .. } => self.go_on(value),
         }
         Ok(())
     }

@@ -90,7 +90,7 @@ impl SoftVcpu {
             (Root::new(&machine, &mailbox, &memory)?, u64::MAX)
         };
         let runnable = mailbox.id == 0;
-        let mut vcpu = Self {
+        Ok(Self {
             machine,
             mailbox,
             root,
@@ -107,10 +107,7 @@ impl SoftVcpu {
             debugger: Debugger::default(),
             stats: ExitStats::default(),
             reasons: Box::new([0; 128]),
-        };
-        // Counters start at zero when the machine does, as they do on a processor that comes out of reset.
-        vcpu.root.cpu.vmcs_write(Field::TscOffset, 0);
-        Ok(vcpu)
+        })
     }
 
     /// Moves to another arena: a new processor in the old one's state.
@@ -161,7 +158,8 @@ impl SoftVcpu {
 impl Tsc {
     /// The guest's counter at this reading of the processor's.
     pub fn at(&self, ticks: u64) -> u64 {
-        ((u128::from(ticks) * u128::from(self.multiplier()) >> 48) as u64).wrapping_add(self.offset)
+        let scaled = (u128::from(ticks) * u128::from(self.multiplier())) >> 48;
+        (scaled as u64).wrapping_add(self.offset)
     }
 
     /// The TSC multiplier of the VMCS.
