@@ -44,12 +44,18 @@ impl Cpu {
     /// operation it also ends when the processor halts or shuts down.
     pub fn run_for(&mut self, instructions: u64) -> Option<ExitInfo> {
         let end = self.icount.saturating_add(instructions);
+        // An exit operation that wanted a link would get one to wherever execution goes on now.
+        self.code.patch = None;
         self.code.key = self.code_key();
         loop {
-            if self.needs_boundary()
-                && let Some(exit) = self.boundary()
-            {
-                return Some(exit);
+            if self.needs_boundary() {
+                if !self.nonroot && self.activity != Activity::Active {
+                    // Outside VMX operation there is nothing that would wake it.
+                    return None;
+                }
+                if let Some(exit) = self.boundary() {
+                    return Some(exit);
+                }
             }
             if self.activity != Activity::Active {
                 return None;
@@ -153,6 +159,8 @@ impl Cpu {
     /// Everything that can happen between two instructions.
     #[cold]
     fn boundary(&mut self) -> Option<ExitInfo> {
+        // What happens here may go somewhere else than the last block's exit.
+        self.code.patch = None;
         self.mmu.replay.rewind();
         if self.signals.get() & Signals::CODE != 0 {
             self.read_notes();
@@ -250,6 +258,6 @@ impl Cpu {
     /// DR6 and DR7.GD after a debug exception with conditions `hit`.
     pub(crate) fn record_debug(&mut self, hit: u64) {
         self.dr[7] &= !(1 << 13);
-        self.dr[6] = self.dr[6] & !0xf | hit & (0xf | 1 << 13 | dr6::BS) | dr6::FIXED;
+        self.dr[6] = self.dr[6] & !0xf | hit & (0xf | 7 << 13) | dr6::FIXED;
     }
 }
