@@ -555,6 +555,8 @@ impl Cpu {
         if let Some((done, value)) = replay.done.get(replay.next) {
             if *done == access {
                 replay.next += 1;
+                // The exit that the translation had made ready is not taken.
+                self.pending = Pending::None;
                 return Ok(*value);
             }
             // The instruction is not the one that was exited from after all (its code was changed).

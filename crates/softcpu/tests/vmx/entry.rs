@@ -4,6 +4,7 @@ use iced_x86::code_asm::*;
 use trapline_softcpu::cpu::Activity;
 use trapline_softcpu::vmx::VmFail;
 use trapline_vmx::Field as F;
+use trapline_vmx::controls::SecondaryControls;
 use trapline_vmx::exit::{InterruptionInfo, VmInstructionError as E};
 
 use crate::harness::*;
@@ -155,4 +156,31 @@ fn cd_and_nw_are_not_loaded() {
     m.or(F::GuestCr0, 3 << 29);
     m.finish();
     assert_eq!(m.get(F::GuestCr0) >> 29 & 3, 0);
+}
+
+#[test]
+fn pdptes_of_a_guest_without_ept_come_from_memory() {
+    let mut m = protected();
+    let tables = GUEST + 0x5000;
+    let ept = SecondaryControls::ENABLE_EPT | SecondaryControls::UNRESTRICTED_GUEST;
+    m.clear(F::SecondaryControls, ept.bits().into());
+    m.or(F::GuestCr4, 1 << 5);
+    m.or(F::GuestCr0, 1 << 31);
+    m.set(F::GuestCr3, tables);
+    // One 2 MiB page for each of the first 8 MiB.
+    m.arena.write_u64(tables, GUEST + 0x6000 | 1).unwrap();
+    for n in 0..4 {
+        m.arena.write_u64(GUEST + 0x6000 + 8 * n, n << 21 | 0x83).unwrap();
+    }
+    m.arena.write_u64(tables + 8, 0x7).unwrap();
+    m.set(F::GuestCsBase, GUEST);
+    m.code32(|a| {
+        a.mov(eax, 0x1234_5678).unwrap();
+        a.vmcall().unwrap();
+    });
+    assert_eq!(m.run_raw(), 1 << 31 | 33);
+    assert_eq!(m.get(F::ExitQualification), 2, "reserved bits in the second");
+    m.arena.write_u64(tables + 8, 0).unwrap();
+    m.finish();
+    assert_eq!(m.rax(), 0x1234_5678);
 }

@@ -574,3 +574,34 @@ fn priorities() {
     assert_eq!(m.run(), R::MonitorTrapFlag);
     assert_eq!(m.get(F::GuestRip), CODE + 1);
 }
+
+#[test]
+fn a_task_gate_exits_with_vectoring_information() {
+    let mut m = protected();
+    m.write(IDT + 8 * 0x30, 0x0000_8500_0020_0000);
+    // A 32-bit TSS at selector 20h.
+    m.write(GDT + 0x20, 0x0000_8900_3800_0067);
+    m.code32(|a| {
+        a.int(0x30).unwrap();
+    });
+    assert_eq!(m.run(), R::TaskSwitch);
+    assert_eq!(m.qualification(), 3 << 30 | 0x20);
+    assert_eq!(m.vectoring(), VALID | 4 << 8 | 0x30);
+    assert_eq!((m.get(F::GuestRip), m.get(F::ExitInstructionLength)), (CODE, 2));
+    m.set(F::GuestRflags, 0x202);
+    m.inject(InterruptionInfo::external(0x30), 0, 0);
+    assert_eq!(m.run(), R::TaskSwitch);
+    assert_eq!(m.vectoring(), VALID | 0x30);
+}
+
+#[test]
+fn injection_into_a_32_bit_guest() {
+    let mut m = protected();
+    m.write(IDT + 8 * 13, 0x0002_8e00_0008_0100);
+    m.arena.write_bytes(GUEST + 0x2_0100, &[0x0f, 0x01, 0xc1]).unwrap();
+    m.inject(InterruptionInfo::exception(13, true), 0x50, 0);
+    m.finish();
+    assert_eq!(m.get(F::GuestRsp), STACK - 16);
+    assert_eq!(m.read(STACK - 16), CODE << 32 | 0x50, "error code, EIP");
+    assert_eq!(m.read(STACK - 8), (RF | 2) << 32 | 8, "CS, EFLAGS");
+}

@@ -7,6 +7,7 @@ use trapline_memory::arena::{Arena, ArenaOptions};
 use trapline_softcpu::Cpu;
 use trapline_softcpu::cpu::reg;
 use trapline_softcpu::cpuid::Model;
+use trapline_softcpu::vmx::VmResult;
 use trapline_vmx::controls::{EntryControls, ExitControls, PinControls, PrimaryControls, SecondaryControls};
 use trapline_vmx::exit::InterruptionInfo;
 use trapline_vmx::{BasicReason, Field};
@@ -160,6 +161,43 @@ pub fn real() -> Machine {
     m
 }
 
+/// A guest in 32-bit protected mode without paging, at privilege level 0.
+pub fn protected() -> Machine {
+    use Field as F;
+    let mut m = real();
+    m.write(GDT + 8, 0x00cf_9b00_0000_ffff);
+    m.write(GDT + 0x10, 0x00cf_9300_0000_ffff);
+    m.write(GDT + 0x18, 0x0000_8b00_3000_0067);
+    for (selector, limit, rights) in [
+        (F::GuestEsSelector, F::GuestEsLimit, F::GuestEsAccessRights),
+        (F::GuestSsSelector, F::GuestSsLimit, F::GuestSsAccessRights),
+        (F::GuestDsSelector, F::GuestDsLimit, F::GuestDsAccessRights),
+        (F::GuestFsSelector, F::GuestFsLimit, F::GuestFsAccessRights),
+        (F::GuestGsSelector, F::GuestGsLimit, F::GuestGsAccessRights),
+    ] {
+        m.set(selector, 0x10);
+        m.set(limit, 0xffff_ffff);
+        m.set(rights, 0xc093);
+    }
+    for (field, value) in [
+        (F::GuestCr0, 0x31),
+        (F::GuestCsSelector, 8),
+        (F::GuestCsBase, 0),
+        (F::GuestCsLimit, 0xffff_ffff),
+        (F::GuestCsAccessRights, 0xc09b),
+        (F::GuestTrSelector, 0x18),
+        (F::GuestTrBase, TSS),
+        (F::GuestGdtrBase, GDT),
+        (F::GuestGdtrLimit, 0x2f),
+        (F::GuestIdtrBase, IDT),
+        (F::GuestIdtrLimit, 0x7ff),
+        (F::GuestRip, CODE),
+    ] {
+        m.set(field, value);
+    }
+    m
+}
+
 impl Machine {
     pub fn set(&mut self, field: Field, value: u64) {
         self.cpu.vmcs_write(field, value);
@@ -282,7 +320,7 @@ impl Machine {
     }
 
     /// The guest's page tables, GDT and TSS.
-    fn guest_tables(&mut self) {
+    pub fn guest_tables(&mut self) {
         self.write(PML4, PML4 + 0x1000 | 7);
         self.write(PML4 + 0x1000, PML4 + 0x2000 | 7);
         self.write(PML4 + 0x2000, PT | 7);
@@ -328,6 +366,12 @@ impl Machine {
         self.set(Field::GuestRip, 0);
     }
 
+    /// Code of the 32-bit guest.
+    pub fn code32(&mut self, f: impl FnOnce(&mut CodeAssembler)) {
+        self.assemble(32, CODE, CODE, f);
+        self.set(Field::GuestRip, CODE);
+    }
+
     /// An interrupt gate of the 64-bit guest, and its handler's code.
     pub fn handler(&mut self, vector: u64, f: impl FnOnce(&mut CodeAssembler)) {
         let at = HANDLERS + vector * 64;
@@ -346,10 +390,14 @@ impl Machine {
         HANDLERS + vector * 64
     }
 
+    /// VMLAUNCH or VMRESUME.
+    pub fn enter(&mut self) -> VmResult {
+        if self.launched { self.cpu.vmresume() } else { self.cpu.vmlaunch() }
+    }
+
     /// Enters the guest; the exit reason. Entry failures are shown with bit 31.
     pub fn run_raw(&mut self) -> u64 {
-        let done = if self.launched { self.cpu.vmresume() } else { self.cpu.vmlaunch() };
-        if let Err(e) = done {
+        if let Err(e) = self.enter() {
             panic!("{e}: {:?}", self.cpu.explain_entry());
         }
         let reason = self.get(Field::ExitReason);

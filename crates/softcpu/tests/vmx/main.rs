@@ -9,5 +9,6 @@ mod events;
 mod exits;
 mod harness;
 mod instructions;
+mod random;
 mod spaces;
 mod timing;
