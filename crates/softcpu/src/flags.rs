@@ -194,7 +194,7 @@ impl Flags {
         let (cf, of) = (image & bits::CF != 0, image & bits::OF != 0);
         // A result that gives ZF; SF and PF are then corrected through `aux`.
         self.res = u64::from(image & bits::ZF == 0) << 9;
-        let mut aux = u64::from(cf) * AUX_CF | u64::from(cf ^ of) * AUX_CARRY_IN;
+        let mut aux = (u64::from(cf) * AUX_CF) | (u64::from(cf ^ of) * AUX_CARRY_IN);
         if image & bits::SF != 0 {
             aux |= AUX_SF;
         }

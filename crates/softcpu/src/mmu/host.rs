@@ -19,12 +19,6 @@ impl HostPtr {
         Self(p)
     }
 
-    /// Moves forward inside the same access.
-    #[inline(always)]
-    pub(super) fn add(self, n: usize) -> Self {
-        Self(self.0.wrapping_add(n))
-    }
-
     /// Reads a value.
     #[inline(always)]
     pub fn read<T: Plain>(self) -> T {

@@ -134,7 +134,7 @@ impl Mmu {
             frames_ept: 0,
             mode: PagingMode::OFF,
             base: arena.base() as u64,
-            len: arena.len() as u64,
+            len: arena.len(),
             bounce: Box::new([0; 8]),
             frames: Box::default(),
             replay: Replay::default(),

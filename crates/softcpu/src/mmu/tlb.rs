@@ -125,7 +125,7 @@ impl Tlb {
     /// everything must go.
     pub fn forget(&mut self, lin: u64) -> bool {
         for view in 0..4 {
-            self.entries[(lin >> 12) as usize & (SETS - 1) | view * SETS] = TlbEntry::EMPTY;
+            self.entries[(lin >> 12) as usize & (SETS - 1) | (view * SETS)] = TlbEntry::EMPTY;
         }
         let hit = |bit: usize| self.large[bit >> 6] >> (bit & 63) & 1 != 0;
         hit(large_bit(lin, 21)) || hit(large_bit(lin, 30))

@@ -103,7 +103,7 @@ fn rotated<T: Int>(f: &mut Flags, r: T, cf: bool) {
 fn set_cf_of(f: &mut Flags, cf: bool, of: bool) {
     use crate::flags::bits;
     let keep = f.get() & !(bits::CF | bits::OF);
-    f.set(keep | u64::from(cf) * bits::CF | u64::from(of) * bits::OF);
+    f.set(keep | (u64::from(cf) * bits::CF) | (u64::from(of) * bits::OF));
 }
 
 #[inline(always)]

@@ -465,7 +465,7 @@ impl Cpu {
             return raw;
         }
         let scaled = if self.vmx.ctl.secondary.contains(SecondaryControls::TSC_SCALING) {
-            (u128::from(raw) * u128::from(self.vmx.tsc_multiplier) >> 48) as u64
+            ((u128::from(raw) * u128::from(self.vmx.tsc_multiplier)) >> 48) as u64
         } else {
             raw
         };

@@ -168,7 +168,7 @@ fn pdptes_of_a_guest_without_ept_come_from_memory() {
     m.or(F::GuestCr0, 1 << 31);
     m.set(F::GuestCr3, tables);
     // One 2 MiB page for each of the first 8 MiB.
-    m.arena.write_u64(tables, GUEST + 0x6000 | 1).unwrap();
+    m.arena.write_u64(tables, (GUEST + 0x6000) | 1).unwrap();
     for n in 0..4 {
         m.arena.write_u64(GUEST + 0x6000 + 8 * n, n << 21 | 0x83).unwrap();
     }

@@ -40,13 +40,13 @@ fn violations_tell_access_rights_and_addresses() {
     assert_eq!(m.qualification(), READ | LINEAR | FINAL);
     assert_eq!((m.get(F::GuestPhysicalAddress), m.get(F::GuestLinearAddress)), (DATA + 0x10, DATA + 0x10));
     assert_eq!((m.get(F::GuestRip), m.get(F::GuestRflags) >> 16 & 1), (CODE + 10, 1), "RF is set");
-    m.set_ept(DATA, GUEST + DATA | 0x35);
+    m.set_ept(DATA, (GUEST + DATA) | 0x35);
     m.finish();
     assert_eq!(m.get(F::GuestRflags) >> 16 & 1, 0, "RF lasts one instruction");
     store_to(&mut m, DATA);
     assert_eq!(m.run(), R::EptViolation);
     assert_eq!(m.qualification(), WRITE | LINEAR | FINAL | 5 << 3);
-    m.set_ept(DATA, GUEST + DATA | EPT_RWX);
+    m.set_ept(DATA, (GUEST + DATA) | EPT_RWX);
     m.finish();
     assert_eq!(m.read(DATA) as u32, 0x55);
 }
@@ -57,7 +57,7 @@ fn fetches_violate_too() {
     m.code(|a| {
         a.jmp(DATA).unwrap();
     });
-    m.set_ept(DATA, GUEST + DATA | 0x33);
+    m.set_ept(DATA, (GUEST + DATA) | 0x33);
     assert_eq!(m.run(), R::EptViolation);
     assert_eq!(m.qualification(), FETCH | LINEAR | FINAL | 3 << 3);
     assert_eq!((m.get(F::GuestRip), m.get(F::GuestPhysicalAddress)), (DATA, DATA));
@@ -72,23 +72,23 @@ fn violations_of_the_guests_own_tables() {
     assert_eq!(m.qualification(), READ | LINEAR, "not the final access");
     assert_eq!((m.get(F::GuestPhysicalAddress), m.get(F::GuestLinearAddress)), (PT + 8 * (CODE >> 12), CODE));
     // Readable is not enough where the accessed flag has to be set.
-    m.set_ept(PT, GUEST + PT | 0x31);
+    m.set_ept(PT, (GUEST + PT) | 0x31);
     assert_eq!(m.run(), R::EptViolation);
     assert_eq!(m.qualification(), READ | WRITE | LINEAR | 1 << 3);
-    m.set_ept(PT, GUEST + PT | EPT_RWX);
+    m.set_ept(PT, (GUEST + PT) | EPT_RWX);
     m.finish();
     // With accessed and dirty flags, every access to a table is a write.
     let mut m = long();
     load_from(&mut m, DATA);
     m.or(F::EptPointer, 1 << 6);
-    m.set_ept(PT, GUEST + PT | 0x31);
+    m.set_ept(PT, (GUEST + PT) | 0x31);
     assert_eq!(m.run(), R::EptViolation);
     assert_eq!(m.qualification(), READ | WRITE | LINEAR | 1 << 3);
 }
 
 #[test]
 fn misconfigurations() {
-    for entry in [GUEST + DATA | 0x32, GUEST + DATA | 0x17, GUEST + DATA | EPT_RWX | 1 << 51] {
+    for entry in [(GUEST + DATA) | 0x32, (GUEST + DATA) | 0x17, (GUEST + DATA) | EPT_RWX | 1 << 51] {
         let mut m = long();
         load_from(&mut m, DATA + 4);
         m.set_ept(DATA, entry);
@@ -216,14 +216,14 @@ fn violations_that_stay_exits() {
     assert_eq!(m.run(), R::EptViolation);
     // Suppressed in a leaf that lacks a right.
     store_to(&mut m, DATA);
-    m.set_ept(DATA, GUEST + DATA | 0x31 | SUPPRESS_VE);
+    m.set_ept(DATA, (GUEST + DATA) | 0x31 | SUPPRESS_VE);
     assert_eq!(m.run(), R::EptViolation);
-    m.set_ept(DATA, GUEST + DATA | 0x31);
+    m.set_ept(DATA, (GUEST + DATA) | 0x31);
     m.finish();
     // A misconfiguration.
     m.arena.write_u64(VE_AREA, 0).unwrap();
     load_from(&mut m, DATA + 0x1000);
-    m.set_ept(DATA + 0x1000, GUEST + DATA | 0x32);
+    m.set_ept(DATA + 0x1000, (GUEST + DATA) | 0x32);
     assert_eq!(m.run(), R::EptMisconfiguration);
     // While an event is delivered.
     let mut m = with_ve();
@@ -246,7 +246,7 @@ fn mode_based_execute_control() {
     load_from(&mut m, DATA);
     assert_eq!(m.run(), R::EptViolation);
     assert_eq!(m.qualification(), FETCH | LINEAR | FINAL | 7 << 3);
-    m.set_ept(CODE, GUEST + CODE | 0x33 | 1 << 10);
+    m.set_ept(CODE, (GUEST + CODE) | 0x33 | 1 << 10);
     m.finish();
     // A supervisor-mode address: bit 2.
     m.write(PT + 8 * (CODE >> 12), CODE | 3);
@@ -254,7 +254,7 @@ fn mode_based_execute_control() {
     m.set(F::GuestRip, CODE);
     assert_eq!(m.run(), R::EptViolation);
     assert_eq!(m.qualification(), FETCH | LINEAR | FINAL | 3 << 3 | 1 << 6);
-    m.set_ept(CODE, GUEST + CODE | 0x37);
+    m.set_ept(CODE, (GUEST + CODE) | 0x37);
     m.finish();
 }
 

@@ -169,7 +169,7 @@ fn an_ept_violation_in_the_stack_push_has_vectoring_information() {
     assert_eq!((m.get(F::GuestRsp), m.get(F::GuestRflags) & 0x10200), (STACK, 0x200), "as before delivery");
     assert_eq!((m.get(F::GuestPhysicalAddress), m.qualification() & 7), (STACK - 8, 2));
     // Mapped now, and delivered again as software would.
-    m.set_ept(stack, GUEST + stack | EPT_RWX);
+    m.set_ept(stack, (GUEST + stack) | EPT_RWX);
     m.inject(InterruptionInfo::event(T::SoftwareInterrupt, 0x80), 0, 2);
     m.finish();
     assert_eq!((m.read(STACK - 40), m.read(STACK - 24)), (CODE + 2, 0x202));

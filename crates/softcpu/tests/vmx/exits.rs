@@ -121,7 +121,7 @@ fn io_bitmaps() {
     let mut m = long();
     m.no_primary(P::UNCONDITIONAL_IO_EXITING);
     m.primary(P::IO_BITMAPS);
-    m.arena.write_u64(IO_BITMAP_A + 0x60 / 64 * 8, 1 << (0x60 % 64)).unwrap();
+    m.arena.write_u64(IO_BITMAP_A + 8, 1 << (0x60 % 64)).unwrap();
     m.arena.write_u64(IO_BITMAP_B, 1).unwrap();
     m.code(|a| {
         a.in_(al, 0x61).unwrap();

@@ -305,7 +305,7 @@ impl Machine {
         }
         for page in 0..1024u64 {
             let gpa = page << 12;
-            let entry = if gpa == DEVICE { 0 } else { to + gpa | EPT_RWX };
+            let entry = if gpa == DEVICE { 0 } else { (to + gpa) | EPT_RWX };
             self.arena.write_u64(table(3) + 8 * page, entry).unwrap();
         }
     }
@@ -321,8 +321,8 @@ impl Machine {
 
     /// The guest's page tables, GDT and TSS.
     pub fn guest_tables(&mut self) {
-        self.write(PML4, PML4 + 0x1000 | 7);
-        self.write(PML4 + 0x1000, PML4 + 0x2000 | 7);
+        self.write(PML4, (PML4 + 0x1000) | 7);
+        self.write(PML4 + 0x1000, (PML4 + 0x2000) | 7);
         self.write(PML4 + 0x2000, PT | 7);
         for page in 0..512u64 {
             let lin = page << 12;

@@ -87,13 +87,13 @@ fn invept_reaches_its_tables_alone() {
     let mut m = reader();
     m.tables(EPT2, GUEST);
     assert_eq!(value(&mut m), OLD);
-    m.set_ept(DATA, GUEST + OTHER | EPT_RWX);
+    m.set_ept(DATA, (GUEST + OTHER) | EPT_RWX);
     assert_eq!(value(&mut m), OLD);
     m.cpu.invept(1, EPT2 | 0x1e).unwrap();
     assert_eq!(value(&mut m), OLD, "other tables");
     m.cpu.invept(1, EPT | 0x1e).unwrap();
     assert_eq!(value(&mut m), NEW);
-    m.set_ept(DATA, GUEST + DATA | EPT_RWX);
+    m.set_ept(DATA, (GUEST + DATA) | EPT_RWX);
     m.cpu.invept(2, 0).unwrap();
     assert_eq!(value(&mut m), OLD);
 }
@@ -129,7 +129,7 @@ fn a_repaired_ept_violation_needs_no_invept() {
     let mut m = reader();
     m.set_ept(DATA, 0);
     assert_eq!(m.run(), trapline_vmx::BasicReason::EptViolation);
-    m.set_ept(DATA, GUEST + DATA | EPT_RWX);
+    m.set_ept(DATA, (GUEST + DATA) | EPT_RWX);
     assert_eq!(value(&mut m), OLD);
 }
 
