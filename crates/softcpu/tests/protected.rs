@@ -265,6 +265,20 @@ fn task_jump_leaves_the_old_task() {
 }
 
 #[test]
+fn task_with_the_trap_bit() {
+    let mut m = Machine::protected();
+    task(&mut m, DATA, KERNEL);
+    m.write(DATA + 0x64, 1u8);
+    m.descriptor(sel::FREE, DATA, 0x67, 0x89);
+    m.gate(1, sel::CODE, HANDLER, 0x8e);
+    m.halt_at(HANDLER);
+    m.run_code(|a| a.db(&[0xea, 0, 0, 0, 0, sel::FREE as u8, 0]));
+    assert_eq!(m.cpu.rip, HANDLER + 1);
+    assert_eq!(m.stack::<u32>(2), [KERNEL as u32, u32::from(sel::CODE)]);
+    assert_eq!(m.cpu.dr[6], 0xffff_0ff0 | 1 << 15);
+}
+
+#[test]
 fn task_gate_for_a_double_fault() {
     let mut m = Machine::protected();
     task(&mut m, DATA, KERNEL);

@@ -19,7 +19,7 @@ use crate::seg::{Descriptor, system_type};
 pub(crate) enum Landed {
     /// At its target.
     Well,
-    /// In a new task that faulted before its first instruction: an event is pending, and RIP is that of
+    /// In a new task with an exception before its first instruction: it is pending, and RIP is that of
     /// the new task.
     Faulting,
 }

@@ -74,14 +74,15 @@ impl Cpu {
         tr.attr |= 2;
         self.seg[seg::TR] = tr;
         self.load_image(&image);
-        let landed = match self.finish_task(&image, wide, error) {
-            Ok(()) => Landed::Well,
-            Err(Stop) => Landed::Faulting,
-        };
-        if image.trap {
-            self.pending_debug |= DR6_BT;
+        if self.finish_task(&image, wide, error).is_err() {
+            return Ok(Landed::Faulting);
         }
-        Ok(landed)
+        if image.trap {
+            // Delivered before the task's first instruction.
+            let Stop = self.raise_debug(DR6_BT);
+            return Ok(Landed::Faulting);
+        }
+        Ok(Landed::Well)
     }
 
     /// The descriptor of the TSS to switch to, and its address.
