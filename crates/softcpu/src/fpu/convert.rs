@@ -19,6 +19,21 @@ pub fn widen<F: Format>(v: u64) -> (F80, bool) {
     }
 }
 
+/// Widens a normal number or zero to 80 bits, which raises nothing.
+#[inline]
+pub fn widen_normal<F: Format>(v: u64) -> Option<F80> {
+    let magnitude = v & !F::SIGN;
+    let sign = v & F::SIGN != 0;
+    if magnitude.wrapping_sub(F::FRACTION_MASK + 1) < F::INFINITY - (F::FRACTION_MASK + 1) {
+        // The bias of binary32 and binary64 is half the all-ones exponent.
+        let bias = (F::INFINITY >> F::FRACTION) as i32 >> 1;
+        let exp = (magnitude >> F::FRACTION) as i32 - bias + F80::BIAS;
+        let mantissa = (magnitude & F::FRACTION_MASK) << (63 - F::FRACTION) | 1 << 63;
+        return Some(F80::pack(sign, exp, mantissa));
+    }
+    (magnitude == 0).then(|| F80::ZERO.with_sign(sign))
+}
+
 /// Widens to 80 bits. Raises invalid for a signaling NaN, which comes out quiet, and denormal for a
 /// denormal.
 #[inline]

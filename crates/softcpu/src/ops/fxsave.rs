@@ -119,7 +119,7 @@ impl Cpu {
     pub(crate) fn in_use(&self) -> u64 {
         let sse = self.xmm.iter().take(self.xmm_count()).any(|v| v.0 != [0; 16]);
         let x87 = self.x87 != X87::default();
-        u64::from(x87) * X87_STATE | u64::from(sse) * SSE_STATE
+        (u64::from(x87) * X87_STATE) | (u64::from(sse) * SSE_STATE)
     }
 
     /// The image that FXSAVE64 writes in 64-bit mode.

@@ -4,6 +4,7 @@ use super::{C1, X87};
 use crate::fpu::convert;
 use crate::fpu::env::{Env, Flags, Rounding};
 use crate::fpu::f80::F80;
+use crate::fpu::soft::{Binary32, Binary64, Format};
 
 /// The constants of FLD1 to FLDZ, in the order of their encodings (D9 E8 to D9 EE).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,41 +44,61 @@ impl X87 {
         }
     }
 
+    /// As [`Self::load`], of a value that raises nothing. Short enough to be part of what calls it.
+    #[inline]
+    fn load_value(&mut self, value: F80) {
+        if self.is_empty(7) {
+            self.status &= !C1;
+            self.push(value);
+        } else if self.stack_overflow() {
+            self.push(F80::INDEFINITE);
+        }
+    }
+
     /// FLD of a binary32.
     #[inline]
     pub fn fld_f32(&mut self, value: u32) {
-        self.load(|env| convert::f32_to_f80(value, env));
+        match convert::widen_normal::<Binary32>(value.into()) {
+            Some(value) => self.load_value(value),
+            None => self.fld_other::<Binary32>(value.into()),
+        }
     }
 
     /// FLD of a binary64.
     #[inline]
     pub fn fld_f64(&mut self, value: u64) {
-        self.load(|env| convert::f64_to_f80(value, env));
+        match convert::widen_normal::<Binary64>(value) {
+            Some(value) => self.load_value(value),
+            None => self.fld_other::<Binary64>(value),
+        }
+    }
+
+    /// FLD of what is no normal number.
+    #[inline(never)]
+    fn fld_other<F: Format>(&mut self, value: u64) {
+        self.load(|env| convert::to_f80::<F>(value, env));
     }
 
     /// FLD of an 80-bit number, which raises nothing.
     #[inline]
     pub fn fld_f80(&mut self, bytes: [u8; 10]) {
-        self.load(|_| F80::from_bytes(bytes));
+        self.load_value(F80::from_bytes(bytes));
     }
 
     /// FLD ST(`i`).
     #[inline]
     pub fn fld_st(&mut self, i: usize) {
-        if self.is_empty(i) {
-            if self.stack_underflow() {
-                self.push(F80::INDEFINITE);
-            }
-            return;
+        if !self.is_empty(i) {
+            self.load_value(self.st(i));
+        } else if self.stack_underflow() {
+            self.push(F80::INDEFINITE);
         }
-        let value = self.st(i);
-        self.load(|_| value);
     }
 
     /// FILD; narrower operands come sign-extended.
     #[inline]
     pub fn fild(&mut self, value: i64) {
-        self.load(|_| convert::int_to_f80(value));
+        self.load_value(convert::int_to_f80(value));
     }
 
     /// FBLD.

@@ -8,22 +8,33 @@ use crate::fpu::transcendental as function;
 
 impl X87 {
     /// FXCH.
+    #[inline]
     pub fn fxch(&mut self, i: usize) {
         if self.is_empty(0) || self.is_empty(i) {
-            if !self.stack_underflow() {
-                return;
-            }
-            for i in [0, i] {
-                if self.is_empty(i) {
-                    self.set_st(i, F80::INDEFINITE);
-                }
-            }
-        } else {
-            self.status &= !C1;
+            return self.fxch_empty(i);
         }
+        self.status &= !C1;
+        self.exchange(i);
+    }
+
+    #[inline]
+    fn exchange(&mut self, i: usize) {
         let (a, b) = (self.st(0), self.st(i));
-        self.set_st(0, b);
-        self.set_st(i, a);
+        self.set_st_raw(0, b);
+        self.set_st_raw(i, a);
+    }
+
+    #[cold]
+    fn fxch_empty(&mut self, i: usize) {
+        if !self.stack_underflow() {
+            return;
+        }
+        for i in [0, i] {
+            if self.is_empty(i) {
+                self.set_st(i, F80::INDEFINITE);
+            }
+        }
+        self.exchange(i);
     }
 
     /// FCMOVcc: ST(0) = ST(`i`) if `condition`.

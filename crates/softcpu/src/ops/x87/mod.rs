@@ -74,24 +74,24 @@ pub fn reg<O: RegOp>(cpu: &mut Cpu, op: OpRef) -> Flow {
     next(cpu, op)
 }
 
-/// Defines [`RegOp`]s. What keeps a local variable's address is `far`: no part of the handler.
+/// Defines [`RegOp`]s. Those that keep a local variable's address are a function that their handler calls.
 macro_rules! reg_ops {
-    ($($(#[$inline:ident])? $name:ident($x:ident, $i:pat) => $body:expr;)*) => {$(
+    ($inline:ident: $($name:ident($x:ident, $i:pat) => $body:expr;)*) => {$(
         #[doc = concat!("The instruction of this name: `", stringify!($body), "`.")]
         #[derive(Clone, Copy, Debug)]
         pub struct $name;
         impl RegOp for $name {
-            #[inline(never)]
-            $(#[$inline])?
+            #[inline($inline)]
             fn run($x: &mut X87, $i: usize) {
-                $body;
+                $body
             }
         }
     )*};
 }
 
 reg_ops! {
-    Fnop(_x, _) => ();
+    always:
+    Fnop(_x, _) => {};
     FldSt(x, i) => x.fld_st(i);
     FstSt(x, i) => x.fst_st(i, false);
     FstpSt(x, i) => x.fst_st(i, true);
@@ -101,6 +101,10 @@ reg_ops! {
     Ffreep(x, i) => x.ffree(i, true);
     Fincstp(x, _) => x.fincstp();
     Fdecstp(x, _) => x.fdecstp();
+}
+
+reg_ops! {
+    never:
     Fchs(x, _) => x.fchs();
     Fabs(x, _) => x.fabs();
     Fsqrt(x, _) => x.fsqrt();
@@ -305,7 +309,7 @@ pub struct Compare<S, const POP: bool>(PhantomData<S>);
 
 impl<S: Source> MemOp for Load<S> {
     type T = S::T;
-    #[inline(never)]
+    #[inline(always)]
     fn run(x87: &mut X87, v: S::T) {
         S::load(x87, v);
     }
@@ -313,7 +317,7 @@ impl<S: Source> MemOp for Load<S> {
 
 impl MemOp for Fild64 {
     type T = u64;
-    #[inline(never)]
+    #[inline(always)]
     fn run(x87: &mut X87, v: u64) {
         x87.fild(v as i64);
     }
@@ -433,15 +437,11 @@ pub fn fld80<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
         && let Some(high) = cpu.hit_read::<u16>(lin.wrapping_add(8))
     {
         note_mem::<E>(cpu, &op, lin);
-        fld80_work(&mut cpu.x87, low.read(), high.read());
+        let bytes = join80(low.read(), high.read());
+        cpu.x87.fld_f80(bytes);
         return next(cpu, op);
     }
     load80_slow::<false, E>(cpu, op)
-}
-
-#[inline(never)]
-fn fld80_work(x87: &mut X87, low: u64, high: u16) {
-    x87.fld_f80(join80(low, high));
 }
 
 #[inline(always)]
