@@ -181,8 +181,8 @@ pub fn lab() -> anyhow::Result<Vec<Decoded>> {
 
     cpu.vmlaunch()?;
     exits.push(decode(&mut cpu, "CPUID always exits")?);
-    let [eax, ..] = cpu.model.clone().cpuid(0, 0, &Default::default());
-    cpu.regs[usize::from(reg::RAX)] = eax.into();
+    let [highest_leaf, ..] = cpu.model.cpuid(0, 0, &Default::default());
+    cpu.regs[usize::from(reg::RAX)] = highest_leaf.into();
     skip_instruction(&mut cpu)?;
 
     cpu.vmresume()?;
