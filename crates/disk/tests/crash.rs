@@ -138,7 +138,7 @@ fn crash(start: &Start, ops: &[Op], dice: u64) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 12, max_shrink_iters: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn version_3_small_clusters(ops in ops(), dice: u64) {

@@ -106,3 +106,10 @@ fn errors_come_back_with_the_buffer() {
         assert!(matches!(&done[0].request.op, Op::Write { buffer, .. } if buffer.len() == 512));
     }
 }
+
+#[test]
+fn an_engine_can_be_shared_between_threads() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Engine>();
+    shared::<Completion>();
+}

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use super::disk::{Qcow2Disk, Qcow2Options};
+use super::disk::Qcow2Disk;
 use super::header::{COMPAT_LAZY_REFCOUNTS, Compression, Header, INCOMPAT_COMPRESSION};
+use super::info::Qcow2Options;
 use crate::contract::{Disk, DiskError, Result};
 use crate::storage::{Storage, write};
 

@@ -5,81 +5,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use super::compressed::{Decompressed, Descriptor, decompress};
-use super::header::{COMPAT_LAZY_REFCOUNTS, Compression, Header, INCOMPAT_CORRUPT, INCOMPAT_DIRTY};
-use super::map::{Mapping, Run, Segment, Source, ZERO};
+use super::header::{Compression, Header, INCOMPAT_CORRUPT, INCOMPAT_DIRTY};
+use super::info::Qcow2Options;
+use super::map::{Mapping, Run, Segment, Source};
 use super::refcount::Refcounts;
-use super::snapshot::{COPIED, Snapshot, Tables, read_l1, read_snapshots};
+use super::snapshot::{Snapshot, Tables, read_l1, read_snapshots};
 use super::state::Inner;
+use super::write::Clear;
 use crate::contract::{
     Access, Disk, DiskError, DiskInfo, Extent, Result, check_range, check_resize, len_mut, len_of,
 };
 use crate::storage::{Storage, write};
 
-/// How to open an image.
-#[derive(Clone, Debug, Default)]
-pub struct Qcow2Options {
-    /// Refuse every change, and read no refcounts.
-    pub read_only: bool,
-    /// Flush after each write.
-    pub write_through: bool,
-    /// Give the room of discarded clusters back to the host file system.
-    pub punch_holes: bool,
-    /// Read the disk as it was at the internal snapshot with this identifier or name; needs
-    /// `read_only`.
-    pub snapshot: Option<String>,
-}
-
-/// What an image's header says, without opening it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Qcow2Info {
-    /// 2 or 3.
-    pub version: u32,
-    /// Size of the disk in bytes.
-    pub size: u64,
-    /// Bytes of a cluster.
-    pub cluster_size: u64,
-    /// Bits of a refcount.
-    pub refcount_bits: u32,
-    /// How compressed clusters are compressed.
-    pub compression: Compression,
-    /// The backing file's name as the image has it.
-    pub backing_file: Option<String>,
-    /// The backing file's format as the image has it.
-    pub backing_format: Option<String>,
-    /// Whether the image was not closed since it was changed with lazy refcounts.
-    pub dirty: bool,
-    /// Whether the image was found to be damaged.
-    pub corrupt: bool,
-    /// Whether refcounts may be kept lazily.
-    pub lazy_refcounts: bool,
-}
-
-impl Qcow2Info {
-    /// Reads and validates the header of `storage`.
-    pub fn read(storage: &dyn Storage) -> Result<Self> {
-        let header = Header::read(storage)?;
-        Ok(Self {
-            version: header.version,
-            size: header.size,
-            cluster_size: header.cluster_size(),
-            refcount_bits: 1 << header.refcount_order,
-            compression: header.compression,
-            dirty: header.incompatible & INCOMPAT_DIRTY != 0,
-            corrupt: header.incompatible & INCOMPAT_CORRUPT != 0,
-            lazy_refcounts: header.compatible & COMPAT_LAZY_REFCOUNTS != 0,
-            backing_file: header.backing,
-            backing_format: header.backing_format,
-        })
-    }
-}
-
 /// An open qcow2 image.
 pub struct Qcow2Disk {
     pub(super) storage: Arc<dyn Storage>,
-    backing: Option<Arc<dyn Disk>>,
-    cluster_bits: u32,
+    pub(super) backing: Option<Arc<dyn Disk>>,
+    pub(super) cluster_bits: u32,
     compression: Compression,
-    version: u32,
+    pub(super) version: u32,
     size: AtomicU64,
     info: DiskInfo,
     snapshots: Vec<Snapshot>,
@@ -88,7 +32,7 @@ pub struct Qcow2Disk {
 }
 
 impl Qcow2Disk {
-    /// Opens the image in `storage` over `backing`, which the caller found by [`Qcow2Info`]; an
+    /// Opens the image in `storage` over `backing`, which the caller found by [`Qcow2Info`](super::Qcow2Info); an
     /// image without a backing file must get `None`, and one with a name may get any disk.
     ///
     /// A writable image with the dirty bit set has its refcounts rebuilt first; one with the
@@ -207,7 +151,7 @@ impl Qcow2Disk {
         }
     }
 
-    fn cluster_size(&self) -> u64 {
+    pub(super) fn cluster_size(&self) -> u64 {
         1 << self.cluster_bits
     }
 
@@ -276,7 +220,7 @@ impl Qcow2Disk {
     }
 
     /// Reads with the lock held, for copy-on-write: behind the end of the disk there are zeroes.
-    fn read_locked(&self, inner: &mut Inner, offset: u64, buf: &mut [u8]) -> Result<()> {
+    pub(super) fn read_locked(&self, inner: &mut Inner, offset: u64, buf: &mut [u8]) -> Result<()> {
         let valid = self.size().saturating_sub(offset).min(buf.len() as u64);
         buf[valid as usize..].fill(0);
         let Some(segments) = inner.segments(offset, valid, true)? else { return Ok(()) };
@@ -290,7 +234,7 @@ impl Qcow2Disk {
     }
 
     /// Whether a guest cluster reads as zeroes for all that its entry says.
-    fn is_zero(&self, inner: &mut Inner, cluster: u64) -> Result<bool> {
+    pub(super) fn is_zero(&self, inner: &mut Inner, cluster: u64) -> Result<bool> {
         Ok(match inner.mapping(cluster, true)? {
             Some(Mapping::Zero { .. }) => true,
             Some(Mapping::Unallocated) => {
@@ -298,145 +242,6 @@ impl Qcow2Disk {
             }
             _ => false,
         })
-    }
-
-    /// The old bytes of a range inside one cluster, for copy-on-write; empty if they are zeroes and
-    /// `fresh` says that the new place is zero as well.
-    fn old_bytes(&self, inner: &mut Inner, range: std::ops::Range<u64>, fresh: bool) -> Result<Vec<u8>> {
-        if range.is_empty() || (fresh && self.is_zero(inner, range.start >> self.cluster_bits)?) {
-            return Ok(Vec::new());
-        }
-        let mut bytes = vec![0; (range.end - range.start) as usize];
-        self.read_locked(inner, range.start, &mut bytes)?;
-        Ok(bytes)
-    }
-
-    /// Writes the beginning of a range to new clusters; how many bytes of it were written.
-    fn write_new(&self, inner: &mut Inner, offset: u64, bufs: &[IoSlice<'_>], len: u64) -> Result<u64> {
-        let (bits, mask) = (self.cluster_bits, self.cluster_size() - 1);
-        let first = offset >> bits;
-        let wanted = ((offset + len - 1) >> bits) - first + 1;
-        inner.writable_l2(inner.indices(first).0)?;
-        let old_end = inner.file_end;
-        let (start, count) = inner.allocate(wanted)?;
-        let host = start << bits;
-        let end = (offset + len).min((first + count) << bits);
-        let result = (|| {
-            let fresh = host >= old_end;
-            let head = self.old_bytes(inner, offset & !mask..offset, fresh)?;
-            let tail = self.old_bytes(inner, end..end.next_multiple_of(mask + 1), fresh)?;
-            let mut vector = vec![IoSlice::new(&head)];
-            vector.extend(cut(bufs, 0, end - offset));
-            vector.push(IoSlice::new(&tail));
-            let at = host + (offset & mask) - head.len() as u64;
-            self.storage.write_at(at, &vector)
-        })();
-        if let Err(e) = result {
-            inner.give_back(start, count)?;
-            return Err(e);
-        }
-        for i in 0..count {
-            inner.set_l2_entry(first + i, ((start + i) << bits) | COPIED)?;
-        }
-        if inner.must_flush() {
-            inner.flush()?;
-        }
-        Ok(end - offset)
-    }
-
-    /// Writes without looking at the size.
-    fn write_range(&self, offset: u64, bufs: &[IoSlice<'_>], len: u64) -> Result<()> {
-        let mut done = 0;
-        while done < len {
-            let mut inner = self.lock();
-            inner.check_sound()?;
-            match inner.write_run(offset + done, len - done, true)? {
-                Some(Run::InPlace(host, n)) => {
-                    let _hold = inner.hold();
-                    drop(inner);
-                    self.storage.write_at(host, &cut(bufs, done, n))?;
-                    done += n;
-                }
-                Some(Run::New(n)) => {
-                    done += self.write_new(&mut inner, offset + done, &cut(bufs, done, n), n)?;
-                }
-                None => return Err(DiskError::corrupt("an L2 table went away")),
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes zeroes to part of a cluster.
-    fn zero_part(&self, offset: u64, len: u64) -> Result<()> {
-        if len == 0 || self.is_zero(&mut self.lock(), offset >> self.cluster_bits)? {
-            return Ok(());
-        }
-        self.write_range(offset, &[IoSlice::new(&vec![0; len as usize])], len)
-    }
-
-    /// Zeroes a range, whole clusters by their entries; `size` is where the last cluster may be cut.
-    fn zero_range(&self, offset: u64, len: u64, unmap: bool, size: u64) -> Result<()> {
-        let (bits, mask) = (self.cluster_bits, self.cluster_size() - 1);
-        let end = offset + len;
-        let first = offset.div_ceil(mask + 1);
-        let last = if end == size { end.div_ceil(mask + 1) } else { end >> bits };
-        if first >= last {
-            // Inside one cluster, or across the border of two.
-            let border = (first << bits).clamp(offset, end);
-            self.zero_part(offset, border - offset)?;
-            return self.zero_part(border, end - border);
-        }
-        self.zero_part(offset, (first << bits) - offset)?;
-        self.clear_clusters(first, last, if unmap { Clear::Unmap } else { Clear::Zero })?;
-        self.zero_part((last << bits).min(end), end.saturating_sub(last << bits))
-    }
-
-    /// Zeroes or discards whole clusters, one L2 table at a time.
-    fn clear_clusters(&self, first: u64, last: u64, how: Clear) -> Result<()> {
-        let mut at = first;
-        while at < last {
-            let mut inner = self.lock();
-            inner.check_sound()?;
-            let end = (at + 1).next_multiple_of(inner.l2_entries()).min(last);
-            let empty = inner.l1.get(inner.indices(at).0).is_none_or(|&entry| entry == 0);
-            if !(empty && (self.backing.is_none() || how == Clear::Discard)) {
-                for cluster in at..end {
-                    self.clear_cluster(&mut inner, cluster, how)?;
-                }
-            }
-            if inner.must_flush() {
-                inner.flush()?;
-            }
-            at = end;
-        }
-        Ok(())
-    }
-
-    fn clear_cluster(&self, inner: &mut Inner, cluster: u64, how: Clear) -> Result<()> {
-        let Some(mapping) = inner.mapping(cluster, true)? else { return Ok(()) };
-        let backed = self.backing.is_some();
-        let entry = match mapping {
-            Mapping::Unallocated if !backed || how == Clear::Discard => return Ok(()),
-            Mapping::Zero { host: None } => return Ok(()),
-            Mapping::Zero { .. } if how == Clear::Zero => return Ok(()),
-            Mapping::Data { host, copied: true } if how == Clear::Zero && self.version >= 3 => {
-                host | COPIED | ZERO
-            }
-            _ if !backed => 0,
-            _ if self.version >= 3 => ZERO,
-            // Version 2 has no way to hide the backing file but to write over it.
-            _ if how == Clear::Discard => return Ok(()),
-            _ => {
-                let (offset, zeroes) = (cluster << self.cluster_bits, vec![0; self.cluster_size() as usize]);
-                if let Mapping::Data { host, copied: true } = mapping {
-                    return self.storage.write_at(host, &[IoSlice::new(&zeroes)]);
-                }
-                return self
-                    .write_new(inner, offset, &[IoSlice::new(&zeroes)], self.cluster_size())
-                    .map(|_| ());
-            }
-        };
-        inner.set_l2_entry(cluster, entry)
     }
 
     /// Makes the disk `size` bytes long. With `hide_backing`, what is added reads as zeroes even
@@ -464,17 +269,6 @@ impl Qcow2Disk {
         self.size.store(size, Ordering::Release);
         Ok(())
     }
-}
-
-/// How clusters are cleared.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Clear {
-    /// They read as zeroes and keep their room.
-    Zero,
-    /// They read as zeroes.
-    Unmap,
-    /// They may read as zeroes.
-    Discard,
 }
 
 impl Disk for Qcow2Disk {
@@ -603,7 +397,7 @@ impl Drop for Qcow2Disk {
 }
 
 /// The part of a vector from byte `skip` on, `len` bytes long.
-fn cut<'a>(bufs: &'a [IoSlice<'_>], mut skip: u64, mut len: u64) -> Vec<IoSlice<'a>> {
+pub(super) fn cut<'a>(bufs: &'a [IoSlice<'_>], mut skip: u64, mut len: u64) -> Vec<IoSlice<'a>> {
     let mut out = Vec::new();
     for buf in bufs {
         let from = skip.min(buf.len() as u64);

@@ -18,15 +18,18 @@ mod compressed;
 mod create;
 mod disk;
 mod header;
+mod info;
 mod map;
 mod refcount;
 mod snapshot;
 mod state;
+mod write;
 
 pub use check::CheckReport;
 pub use create::CreateOptions;
-pub use disk::{Qcow2Disk, Qcow2Info, Qcow2Options};
+pub use disk::Qcow2Disk;
 pub use header::Compression;
+pub use info::{Qcow2Info, Qcow2Options};
 pub use snapshot::Snapshot;
 
 /// Whether the storage begins as a qcow2 image does.
