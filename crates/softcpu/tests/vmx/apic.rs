@@ -185,3 +185,24 @@ fn x2apic_tpr() {
     m.finish();
     assert_eq!(m.get(F::GuestRip), Machine::handler_at(13), "reserved bits: #GP");
 }
+
+#[test]
+fn read_modify_write_and_strings_on_vtpr() {
+    let mut m = with_page();
+    m.arena.write_u64(VIRTUAL_APIC + 0x80, 0x40).unwrap();
+    m.write(DATA + 0x1000, 0x72);
+    m.code(|a| {
+        a.mov(rdi, DATA + 0x80).unwrap();
+        a.mov(rsi, DATA + 0x1000).unwrap();
+        a.stc().unwrap();
+        a.adc(dword_ptr(rdi), 1).unwrap();
+        a.mov(ebx, dword_ptr(rdi)).unwrap();
+        a.lock().or(byte_ptr(rdi), 0x10).unwrap();
+        a.mov(ecx, dword_ptr(rdi)).unwrap();
+        a.movsd().unwrap();
+        a.vmcall().unwrap();
+    });
+    m.finish();
+    assert_eq!((m.reg(reg::RBX), m.reg(reg::RCX), vtpr(&m)), (0x42, 0x52, 0x72));
+    assert_eq!(m.reg(reg::RDI), DATA + 0x84);
+}

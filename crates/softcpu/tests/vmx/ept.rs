@@ -267,3 +267,39 @@ fn memory_beyond_the_host_is_a_violation_too() {
     assert_eq!((m.get(F::GuestPhysicalAddress), m.qualification() & 7), (DATA, READ));
     m.set_reg(reg::RAX, 0);
 }
+
+#[test]
+fn loading_pdptes_violates_without_a_linear_address() {
+    let mut m = protected();
+    m.or(F::GuestCr4, 1 << 5);
+    m.set(F::GuestCr3, 0x5000);
+    m.write(0x5000, 0x6001);
+    m.write(0x6000, 0x83);
+    m.code32(|a| {
+        a.mov(eax, cr0).unwrap();
+        a.bts(eax, 31).unwrap();
+        a.mov(cr0, eax).unwrap();
+        a.mov(ebx, 0x77).unwrap();
+        a.vmcall().unwrap();
+    });
+    m.set_ept(0x5000, 0);
+    assert_eq!(m.run(), R::EptViolation);
+    assert_eq!((m.get(F::GuestPhysicalAddress), m.qualification()), (0x5000, READ));
+    assert_eq!((m.get(F::GuestRip), m.get(F::GuestCr0) >> 31), (CODE + 7, 0), "{}", m.describe());
+    m.set_ept(0x5000, (GUEST + 0x5000) | EPT_RWX);
+    m.finish();
+    assert_eq!((m.reg(reg::RBX), m.get(F::GuestPdpte0)), (0x77, 0x6001));
+}
+
+#[test]
+fn a_violation_of_a_page_table_becomes_an_exception() {
+    let mut m = with_ve();
+    // The second half of the page directory's reach has a table of its own.
+    m.write(PML4 + 0x2000 + 8, 0x4_0007);
+    m.set_ept(0x4_0000, 0);
+    load_from(&mut m, 0x20_0000);
+    m.finish();
+    assert_eq!(m.get(F::GuestRip), Machine::handler_at(20));
+    let area: Vec<u64> = (1..4).map(|i| m.arena.read_u64(VE_AREA + 8 * i).unwrap()).collect();
+    assert_eq!(area, [READ | LINEAR, 0x20_0000, 0x4_0000]);
+}

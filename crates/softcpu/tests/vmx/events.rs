@@ -605,3 +605,33 @@ fn injection_into_a_32_bit_guest() {
     assert_eq!(m.read(STACK - 16), CODE << 32 | 0x50, "error code, EIP");
     assert_eq!(m.read(STACK - 8), (RF | 2) << 32 | 8, "CS, EFLAGS");
 }
+
+#[test]
+fn a_real_mode_vector_table_that_is_not_mapped() {
+    let mut m = real();
+    m.code16(|a| {
+        a.int(0x21).unwrap();
+    });
+    m.set_ept(0, 0);
+    assert_eq!(m.run(), R::EptViolation);
+    assert_eq!(m.vectoring(), VALID | 4 << 8 | 0x21);
+    assert_eq!((m.get(F::GuestPhysicalAddress), m.get(F::GuestRip)), (0x84, 0));
+    assert_eq!((m.get(F::GuestRsp), m.get(F::ExitInstructionLength)), (STACK, 2));
+}
+
+#[test]
+fn mov_ss_holds_instruction_breakpoints_off() {
+    let mut m = long();
+    m.set(F::ExceptionBitmap, 1 << 1);
+    m.code(|a| {
+        a.mov(ss, eax).unwrap();
+        a.nop().unwrap();
+        a.nop().unwrap();
+    });
+    m.set_reg(reg::RAX, 0x10);
+    m.cpu.dr[0] = CODE + 2;
+    m.cpu.dr[1] = CODE + 3;
+    m.set(F::GuestDr7, 0x400 | 1 | 4);
+    assert_eq!(m.run(), R::ExceptionOrNmi);
+    assert_eq!((m.qualification(), m.get(F::GuestRip)), (2, CODE + 3));
+}
