@@ -5,7 +5,7 @@ use crate::fpu::convert;
 use crate::fpu::env::{Compare, Env, Flags};
 use crate::fpu::ext;
 use crate::fpu::f80::F80;
-use crate::fpu::soft::{Binary32, Binary64};
+use crate::fpu::soft::{Binary32, Binary64, Format};
 
 /// The two-operand arithmetic instructions. The destination is the first operand; the reversed
 /// forms take the source first.
@@ -85,14 +85,25 @@ impl X87 {
     /// FADD to FDIVR with a binary32 operand.
     #[inline]
     pub fn arith_f32(&mut self, op: Arith, value: u32) {
-        let (value, denormal) = convert::widen::<Binary32>(value.into());
-        self.arith_value(op, value, denormal);
+        match convert::widen_normal::<Binary32>(value.into()) {
+            Some(value) => self.arith_value(op, value, false),
+            None => self.arith_other::<Binary32>(op, value.into()),
+        }
     }
 
     /// FADD to FDIVR with a binary64 operand.
     #[inline]
     pub fn arith_f64(&mut self, op: Arith, value: u64) {
-        let (value, denormal) = convert::widen::<Binary64>(value);
+        match convert::widen_normal::<Binary64>(value) {
+            Some(value) => self.arith_value(op, value, false),
+            None => self.arith_other::<Binary64>(op, value),
+        }
+    }
+
+    /// FADD to FDIVR with an operand that is no normal number.
+    #[inline(never)]
+    fn arith_other<F: Format>(&mut self, op: Arith, value: u64) {
+        let (value, denormal) = convert::widen::<F>(value);
         self.arith_value(op, value, denormal);
     }
 
