@@ -109,15 +109,8 @@ impl HostFile {
         let is_block = meta.file_type().is_block_device();
         check_type(path, &meta)?;
         if lock && !is_block {
-            let locked = if read_only { file.try_lock_shared() } else { file.try_lock() };
-            match locked {
-                Err(TryLockError::WouldBlock) => {
-                    let what = format!("{}: in use by another disk", path.display());
-                    return Err(DiskError::io(what, io::ErrorKind::WouldBlock.into()));
-                }
-                // A file system without locks: nothing to be had.
-                Err(TryLockError::Error(_)) | Ok(()) => {}
-            }
+            lock_file(&file, read_only)
+                .map_err(|e| DiskError::io(format!("{}: in use by another disk", path.display()), e))?;
         }
         let (logical, physical) = if is_block { block_sectors(meta.rdev()) } else { (512, FILE_ALIGN) };
         let align = match cache.is_direct() {
@@ -209,8 +202,25 @@ impl HostFile {
     }
 }
 
+/// How often and at what distance a lock is asked for.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
+
 /// The most bytes in one bounce buffer.
 const BOUNCE: usize = 1 << 20;
+
+/// Locks a file, or leaves it where the file system has no locks.
+fn lock_file(file: &File, shared: bool) -> io::Result<()> {
+    // A child that this process is about to start holds copies of its files, and with them locks
+    // that were given up here, until it has called exec. So a short patience.
+    for _ in 0..LOCK_TRIES {
+        match if shared { file.try_lock_shared() } else { file.try_lock() } {
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(_)) | Ok(()) => return Ok(()),
+        }
+    }
+    Err(io::ErrorKind::WouldBlock.into())
+}
 
 fn check_type(path: &Path, meta: &Metadata) -> Result<()> {
     if meta.is_file() || meta.file_type().is_block_device() {

@@ -51,6 +51,8 @@ fn apply(disk: &dyn Disk, op: &Op) {
 struct Start {
     file: Vec<u8>,
     backing: Option<Vec<u8>>,
+    /// Whether freed clusters are zeroed; if not, what they held must not show through.
+    punch_holes: bool,
 }
 
 impl Start {
@@ -61,7 +63,7 @@ impl Start {
 
     fn open(&self, file: Vec<u8>) -> (Arc<Recorder>, Qcow2Disk) {
         let recorder = Recorder::new(file);
-        let options = Qcow2Options { punch_holes: true, ..Default::default() };
+        let options = Qcow2Options { punch_holes: self.punch_holes, ..Default::default() };
         let disk = Qcow2Disk::open(recorder.clone(), &options, self.backing()).unwrap();
         (recorder, disk)
     }
@@ -71,7 +73,8 @@ impl Start {
         let mut create = CreateOptions::new(SIZE as u64);
         (create.version, create.cluster_size, create.refcount_bits) = (version, cluster_size, refcount_bits);
         create.backing = backed.then(|| ("base".into(), "raw".into()));
-        let start = Self { file: Vec::new(), backing: backed.then(|| noise(SIZE - 70_000, 9)) };
+        let backing = backed.then(|| noise(SIZE - 70_000, 9));
+        let start = Self { file: Vec::new(), backing, punch_holes: backed };
         let options = Qcow2Options::default();
         drop(Qcow2Disk::create(recorder.clone(), &create, &options, start.backing()).unwrap());
         Self { file: recorder.bytes(), ..start }
@@ -168,13 +171,13 @@ proptest! {
         let convert = ["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", options, "source.raw", "disk.qcow2"];
         qemu_img(&convert, dir);
         let read = || std::fs::read(dir.join("disk.qcow2")).unwrap();
-        let start = Start { file: read(), backing: None };
+        let start = Start { file: read(), backing: None, punch_holes: true };
         let (recorder, disk) = start.open(start.file.clone());
         before.iter().for_each(|op| apply(&disk, op));
         drop(disk);
         std::fs::write(dir.join("disk.qcow2"), recorder.bytes()).unwrap();
         qemu_img(&["snapshot", "-c", "one", "disk.qcow2"], dir);
-        crash(&Start { file: read(), backing: None }, &ops, dice)?;
+        crash(&Start { file: read(), backing: None, punch_holes: true }, &ops, dice)?;
     }
 
     #[test]
@@ -222,4 +225,22 @@ fn growing_is_safe_at_every_point() {
     }
     let (_, disk) = start.open(file);
     assert_eq!((disk.size(), disk.check().unwrap()), (40 << 20, Default::default()));
+}
+
+#[test]
+fn what_a_reused_cluster_held_does_not_show() {
+    let start = Start::made_here(3, 4096, 16, false);
+    let (recorder, disk) = start.open(start.file.clone());
+    apply(&disk, &Op::Write(0, SECTORS, 1));
+    disk.flush().unwrap();
+    let full = recorder.bytes().len();
+    apply(&disk, &Op::Discard(0, SECTORS));
+    disk.flush().unwrap();
+    let mut expected = vec![0; SIZE];
+    for at in (3..SECTORS).step_by(8) {
+        apply(&disk, &Op::Write(at, 1, 2));
+        expected[at * SECTOR..][..SECTOR].copy_from_slice(&noise(SECTOR, 2));
+    }
+    assert_eq!(recorder.bytes().len(), full, "the same clusters were used again");
+    assert!(content(&disk) == expected);
 }
