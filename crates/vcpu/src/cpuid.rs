@@ -116,8 +116,12 @@ pub(crate) struct Offer {
     pub nested: bool,
     /// There are local APICs.
     pub local_apic: bool,
+    /// They have the x2APIC mode.
+    pub x2apic: bool,
     /// The local APIC's timer has the TSC-deadline mode.
     pub tsc_deadline: bool,
+    /// Say that there is a hypervisor.
+    pub hypervisor: bool,
 }
 
 /// Takes out what this crate does not support and puts in what the engine offers on top.
@@ -133,9 +137,9 @@ pub(crate) fn filter(host: &CpuId, offer: Offer) -> Vec<kvm_cpuid_entry2> {
         match (leaf.function, leaf.index) {
             (1, _) => {
                 keep(&mut leaf.ecx, LEAF1_ECX_VMX, offer.nested);
-                set(&mut leaf.ecx, LEAF1_ECX_X2APIC, offer.local_apic);
+                set(&mut leaf.ecx, LEAF1_ECX_X2APIC, offer.local_apic && offer.x2apic);
                 set(&mut leaf.ecx, LEAF1_ECX_TSC_DEADLINE, offer.local_apic && offer.tsc_deadline);
-                set(&mut leaf.ecx, LEAF1_ECX_HYPERVISOR, true);
+                set(&mut leaf.ecx, LEAF1_ECX_HYPERVISOR, offer.hypervisor);
                 set(&mut leaf.edx, LEAF1_EDX_APIC, offer.local_apic);
             }
             (7, 0) => leaf.edx &= !LEAF7_EDX_AMX,
@@ -223,7 +227,13 @@ mod tests {
             leaf(0x8000_0001, 0, [0, 0, EXT1_ECX_SVM, 0]),
         ])
         .unwrap();
-        let offer = Offer { nested: false, local_apic: true, tsc_deadline: true };
+        let offer = Offer {
+            nested: false,
+            local_apic: true,
+            x2apic: true,
+            tsc_deadline: true,
+            hypervisor: true,
+        };
         let id = CpuId::from_entries(&filter(&host, offer)).unwrap();
         let ecx = LEAF1_ECX_X2APIC | LEAF1_ECX_TSC_DEADLINE | LEAF1_ECX_HYPERVISOR;
         assert_eq!((find(&id, 1, 0).ecx, find(&id, 1, 0).edx), (ecx, LEAF1_EDX_APIC));

@@ -8,7 +8,7 @@ use trapline_device::{AccessSize, Clock, HostClock, Msi, MsiSink};
 use trapline_memory::{Arena, DirtyTracker, Slot};
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::{Result, Vcpu};
+use crate::{CpuModel, InstructionClock, Result, Vcpu};
 
 /// What executes the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
@@ -43,13 +43,26 @@ pub struct VmConfig {
     /// without rings refuses it.
     pub dirty_ring: Option<u32>,
     /// The machine's clock: what [`Entry::deadline`](crate::Entry::deadline) and the soft engine's
-    /// timers run on.
+    /// timers run on. Not looked at with [`VmConfig::icount`].
     pub clock: Arc<dyn Clock>,
+    /// The processor that the soft engine shows to the guest; `None`: its default. KVM, which has the
+    /// host's processor, refuses one.
+    pub cpu: Option<CpuModel>,
+    /// Deterministic mode of the soft engine: time is this clock, which the one vCPU drives by counting
+    /// its instructions. KVM refuses it, and so is a second vCPU refused.
+    pub icount: Option<Arc<InstructionClock>>,
 }
 
 impl Default for VmConfig {
     fn default() -> Self {
-        Self { local_apic: true, nested: false, dirty_ring: None, clock: Arc::new(HostClock::new()) }
+        Self {
+            local_apic: true,
+            nested: false,
+            dirty_ring: None,
+            clock: Arc::new(HostClock::new()),
+            cpu: None,
+            icount: None,
+        }
     }
 }
 
@@ -59,6 +72,8 @@ impl fmt::Debug for VmConfig {
             .field("local_apic", &self.local_apic)
             .field("nested", &self.nested)
             .field("dirty_ring", &self.dirty_ring)
+            .field("cpu", &self.cpu)
+            .field("icount", &self.icount)
             .finish_non_exhaustive()
     }
 }

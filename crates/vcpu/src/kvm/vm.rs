@@ -33,6 +33,13 @@ pub(super) struct Inner {
 
 impl KvmVm {
     pub(crate) fn new(config: &VmConfig) -> Result<Self> {
+        let unsupported = |what| Err(Error::Unsupported { engine: Engine::Kvm, what });
+        if config.cpu.is_some() {
+            return unsupported("cpu models");
+        }
+        if config.icount.is_some() {
+            return unsupported("time that counts instructions");
+        }
         let unavailable = |why: String| Error::Unavailable { engine: Engine::Kvm, why };
         let kvm = Kvm::new().map_err(|e| unavailable(format!("/dev/kvm: {}", std::io::Error::from(e))))?;
         if kvm.get_api_version() != KVM_API_VERSION as i32 {
@@ -182,7 +189,9 @@ impl Vm for KvmVm {
         let offer = Offer {
             nested: self.0.config.nested,
             local_apic: self.0.config.local_apic,
+            x2apic: true,
             tsc_deadline: self.0.kvm.check_extension(Cap::TscDeadlineTimer),
+            hypervisor: true,
         };
         let leaves = cpuid::filter(&host.map_err(Error::os("KVM_GET_SUPPORTED_CPUID"))?, offer);
         CpuId::from_entries(&leaves)

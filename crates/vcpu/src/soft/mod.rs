@@ -12,7 +12,9 @@
 //! SIPI, the wait of a halted processor. [`irqfd`]s are watched by one thread a machine.
 //!
 //! Time: the time-stamp counter ticks at 1 GHz since the machine was made, and runs as
-//! [`VmConfig::clock`](crate::VmConfig::clock) does if that is the host's clock.
+//! [`VmConfig::clock`](crate::VmConfig::clock) does if that is the host's clock. With
+//! [`VmConfig::icount`](crate::VmConfig::icount) both are the instructions executed so far, and what HLT
+//! has skipped.
 //!
 //! Left out: nested virtualization, system management mode, fetches from memory without RAM (an internal
 //! error), INS to memory without RAM (the data is lost), dirty rings. Where RAM lies at the local APIC's

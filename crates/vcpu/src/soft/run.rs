@@ -143,6 +143,9 @@ impl SoftVcpu {
         let launched = cpu.current_vmcs().is_some_and(|v| v.launch_state == LaunchState::Launched);
         let entered = if launched { cpu.vmresume() } else { cpu.vmlaunch() };
         self.debugger.after_exit(cpu);
+        if let Some(clock) = &machine.config.icount {
+            clock.set(cpu.raw_tsc());
+        }
         cpu.task_switch_granted = false;
         self.replaying = false;
         match entered {
@@ -202,9 +205,23 @@ impl SoftVcpu {
                 return Ok(None);
             }
             let most = self.next_event(inbox.lapic.as_ref(), time);
+            if let Some(ns) = most
+                && self.skip_time(ns)
+            {
+                continue;
+            }
             let most = most.map_or(Duration::from_secs(60), Duration::from_nanos);
             inbox = mailbox.wait(inbox, most);
         }
+    }
+
+    /// Where time counts instructions, none of which is executed now: lets `ns` go by.
+    fn skip_time(&mut self, ns: Nanos) -> bool {
+        let Some(clock) = &self.machine.config.icount else { return false };
+        let time = &mut self.root.cpu.time;
+        time.offset = time.offset.wrapping_add(ns);
+        clock.set(self.root.cpu.raw_tsc());
+        true
     }
 
     /// Whether a processor that does not run does so now.

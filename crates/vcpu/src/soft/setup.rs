@@ -95,6 +95,7 @@ impl Root {
         let (arena, model) = (memory.arena.clone(), machine.model.clone());
         let mut cpu = Cpu::with_signals(arena, model, memory.shared.clone(), mailbox.signals.clone());
         cpu.time = Time::since(machine.start);
+        cpu.time.icount_shift = machine.config.icount.as_ref().map(|clock| clock.shift());
         // Nothing is ever executed in root operation: CR3 only has to be an address.
         cpu.enter_root_mode(pages.vmxon);
         for page in [pages.vmxon, pages.vmcs] {

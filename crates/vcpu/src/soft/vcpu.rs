@@ -116,7 +116,12 @@ impl SoftVcpu {
         let (regs, sregs, xsave) = (self.regs()?, self.sregs()?, self.xsave()?);
         let (xcrs, debugregs, events) = (self.xcrs()?, self.debugregs()?, self.events()?);
         let msrs = self.msrs(&super::msr::IN_PROCESSOR)?;
+        // Time goes on where it was.
+        let ticks = self.root.cpu.raw_tsc();
         self.root = root;
+        if self.machine.config.icount.is_some() {
+            self.root.cpu.time.offset = ticks;
+        }
         self.epoch = u64::MAX;
         self.root.cpu.vmcs_write(Field::TscOffset, self.tsc.offset);
         self.root.cpu.vmcs_write(Field::TscMultiplier, self.tsc.multiplier());

@@ -51,10 +51,14 @@ impl SoftVm {
         if config.nested {
             return Err(Error::Unsupported { engine: Engine::Soft, what: "nested virtualization" });
         }
+        let mut config = config.clone();
+        if let Some(icount) = &config.icount {
+            config.clock = icount.clone();
+        }
         let now = i64::try_from(config.clock.now()).unwrap_or(0);
         Ok(Self(Arc::new(Machine {
-            config: config.clone(),
-            model: Arc::new(Model::default()),
+            model: Arc::new(config.cpu.clone().unwrap_or_default()),
+            config,
             start: Instant::now(),
             gate: Gate::new(Memory::empty()?),
             io_events: RwLock::default(),
@@ -146,6 +150,12 @@ impl Vm for SoftVm {
         if id > 0 && !self.0.config.local_apic {
             return Err(Error::NotFound { what: "second vcpu without local APICs", id: id.into() });
         }
+        if id > 0 && self.0.config.icount.is_some() {
+            return Err(Error::Unsupported {
+                engine: Engine::Soft,
+                what: "a second vcpu where time counts instructions",
+            });
+        }
         let mailbox =
             self.0.add_mailbox(id).ok_or(Error::NotFound { what: "free vcpu number", id: id.into() })?;
         Ok(Box::new(SoftVcpu::new(self.0.clone(), mailbox)?))
@@ -222,7 +232,13 @@ impl Vm for SoftVm {
     fn supported_cpuid(&self) -> Result<CpuId> {
         let leaves = model_leaves(&self.0.model);
         let model = CpuId::from_entries(&leaves);
-        let offer = Offer { nested: false, local_apic: self.0.config.local_apic, tsc_deadline: true };
+        let offer = Offer {
+            nested: false,
+            local_apic: self.0.config.local_apic && self.0.model.has("apic"),
+            x2apic: self.0.model.has("x2apic"),
+            tsc_deadline: self.0.model.has("tsc-deadline"),
+            hypervisor: self.0.model.has("hypervisor"),
+        };
         let leaves = cpuid::filter(&model.map_err(|_| no_room(leaves.len()))?, offer);
         CpuId::from_entries(&leaves).map_err(|_| no_room(leaves.len()))
     }
