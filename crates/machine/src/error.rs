@@ -24,6 +24,9 @@ pub enum Error {
     /// The number of processors is out of range.
     #[error("{0} processors, the board takes 1 to {max}", max = crate::microvm::MAX_CPUS)]
     Cpus(u32),
+    /// Deterministic mode has one processor.
+    #[error("icount counts the instructions of one processor, not of {0}")]
+    IcountCpus(u32),
     /// The kernel, its initrd or its command line.
     #[error(transparent)]
     Boot(#[from] trapline_boot::Error),

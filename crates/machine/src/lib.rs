@@ -9,8 +9,7 @@
 //! the engine keeps deadlines, else by a timer. The calling thread serves the host's side: input, the timer,
 //! the end of the run.
 //!
-//! Left out: PCI, virtio, a reset that starts the guest again (the run ends with [`Outcome::Reset`]), processor
-//! models to choose from, pausing while the guest runs on other threads.
+//! Left out: PCI, virtio, a reset that starts the guest again (the run ends with [`Outcome::Reset`]), pausing while the guest runs on other threads.
 //!
 //! ```no_run
 //! use trapline_machine::{Microvm, MicrovmConfig, Outcome};

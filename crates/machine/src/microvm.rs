@@ -35,7 +35,7 @@ use trapline_irqchip::ioapic::IoApic;
 use trapline_irqchip::pic::PicPair;
 use trapline_irqchip::pit::Pit;
 use trapline_memory::{GuestRam, RamConfig};
-use trapline_vcpu::{Accel, Engine, Kicker, Vcpu, Vm, VmConfig, choose, cpuid, create_vm};
+use trapline_vcpu::{Accel, CpuModel, Engine, InstructionClock, Kicker, Vcpu, Vm, VmConfig, choose, cpuid, create_vm};
 
 use crate::console::{Console, Flusher, Input, Port, Serial};
 use crate::control::{Control, Outcome};
@@ -52,6 +52,10 @@ pub const MAX_CPUS: u32 = 254;
 pub const MAX_MEMORY: u64 = 1 << 46;
 /// The least memory in bytes: all of the first MiB, where boot data and tables are.
 const MIN_MEMORY: u64 = 1 << 20;
+
+/// What the real-time clock of a machine with [`MicrovmConfig::icount`] starts at, since 1970:
+/// 1 January 2000, 00:00.
+pub const ICOUNT_START: Duration = Duration::from_secs(946_684_800);
 
 const IOAPIC: u32 = 0xfec0_0000;
 const LOCAL_APIC: u32 = 0xfee0_0000;
@@ -81,6 +85,12 @@ pub struct MicrovmConfig {
     pub cpus: u32,
     /// What executes the guest.
     pub accel: Accel,
+    /// The processor that the soft engine shows to the guest; `None`: its default.
+    pub cpu: Option<CpuModel>,
+    /// Deterministic mode: time is 2^`icount` nanoseconds for each instruction executed, so that two runs
+    /// with the same files and no input are equal. One processor, on the soft engine. The real-time clock
+    /// starts at [`ICOUNT_START`].
+    pub icount: Option<u8>,
     /// The kernel: see [`trapline_boot`] for what it can be.
     pub kernel: PathBuf,
     /// Initial RAM disk.
@@ -98,6 +108,8 @@ impl MicrovmConfig {
             memory: 512 << 20,
             cpus: 1,
             accel: Accel::Auto,
+            cpu: None,
+            icount: None,
             kernel: kernel.into(),
             initrd: None,
             cmdline: String::new(),
@@ -149,12 +161,15 @@ impl Microvm {
     /// # Errors
     /// When the engine cannot be used, the memory cannot be had, or something is wrong with the files.
     pub fn new(config: MicrovmConfig) -> Result<Self> {
-        let MicrovmConfig { memory, cpus, accel, kernel, initrd, cmdline, serial } = config;
+        let MicrovmConfig { memory, cpus, accel, cpu, icount, kernel, initrd, cmdline, serial } = config;
         if !(1..=MAX_CPUS).contains(&cpus) {
             return Err(Error::Cpus(cpus));
         }
         if memory > MAX_MEMORY {
             return Err(Error::MemoryTooLarge { size: memory });
+        }
+        if icount.is_some() && cpus > 1 {
+            return Err(Error::IcountCpus(cpus));
         }
         let ram = GuestRam::new(&RamConfig::new(memory))?;
         if memory < MIN_MEMORY {
@@ -172,9 +187,16 @@ impl Microvm {
             ram.slots().iter().map(|slot| RamRange { base: slot.gpa, size: slot.size }).collect();
         let loaded = trapline_boot::load(ram.memory(), &ranges, &request)?;
 
-        let clock: Arc<dyn Clock> = Arc::new(HostClock::new());
-        let choice = choose(accel)?;
-        let vm = create_vm(choice.engine, &VmConfig { clock: clock.clone(), ..VmConfig::default() })?;
+        let icount = icount.map(InstructionClock::new).transpose()?.map(Arc::new);
+        let (clock, today): (Arc<dyn Clock>, _) = match &icount {
+            Some(icount) => (icount.clone(), ICOUNT_START),
+            None => (Arc::new(HostClock::new()), since_epoch()),
+        };
+        // What only the soft engine has decides for it.
+        let soft_only = cpu.is_some() || icount.is_some();
+        let choice = choose(if accel == Accel::Auto && soft_only { Accel::Soft } else { accel })?;
+        let vm_config = VmConfig { clock: clock.clone(), cpu, icount, ..VmConfig::default() };
+        let vm = create_vm(choice.engine, &vm_config)?;
         vm.set_memory(ram.arena(), ram.slots())?;
         let mut vcpus = make_vcpus(&*vm, cpus)?;
         let control = Control::new()?;
@@ -188,7 +210,7 @@ impl Microvm {
         let console = Console::new(output, control.clone(), clock.clone(), touched.clone());
         let intr = Arc::new(Intr::default());
         intr.connect(vcpu0.kicker());
-        let devices = Devices::new(&*vm, &intr, &clock, &control, &console, &touched);
+        let devices = Devices::new(&*vm, &intr, &clock, today, &control, &console, &touched);
         devices.set_memory_size(&ranges);
         let input = input.map(|file| Input::new(file, devices.uart.clone())).transpose()?;
         let timers = devices.timers(vcpu0.kicker(), choice.engine, clock, touched)?;
@@ -333,6 +355,11 @@ fn acpi_config(cpus: u32) -> AcpiConfig {
     }
 }
 
+/// The host's time of day.
+fn since_epoch() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
+}
+
 /// A device that is on a bus and known by its kind.
 fn shared<D>(device: D) -> Arc<Mutex<D>> {
     Arc::new(Mutex::new(device))
@@ -343,6 +370,7 @@ impl Devices {
         vm: &dyn Vm,
         intr: &Arc<Intr>,
         clock: &Arc<dyn Clock>,
+        today: Duration,
         control: &Arc<Control>,
         console: &Console,
         touched: &Touched,
@@ -360,11 +388,10 @@ impl Devices {
             ..AcpiPmConfig::default()
         };
         let pm = AcpiPm::new(pm_config, irq(IRQ_SCI), clock.clone(), events.clone());
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let output = Box::new(console.clone());
         Self {
             pit: Timed::new(Pit::new(clock.clone(), irq(IRQ_TIMER)), touched),
-            rtc: Timed::new(Rtc::new(irq(IRQ_RTC), clock.clone(), now), touched),
+            rtc: Timed::new(Rtc::new(irq(IRQ_RTC), clock.clone(), today), touched),
             pm: Timed::new(pm, touched),
             uart: shared(Uart::new("serial0", irq(IRQ_COM1), output)),
             i8042: shared(I8042::new(irq(IRQ_KEYBOARD), irq(IRQ_MOUSE), a20.clone(), events.clone())),
