@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use trapline::machine::{Microvm, MicrovmConfig, Outcome, Serial};
-use trapline::vcpu::Accel;
+use trapline::vcpu::{Accel, CpuModel};
 
 /// Boots a kernel on the board "microvm". Ctrl-A X ends it.
 #[derive(Parser)]
@@ -46,6 +46,13 @@ struct Cli {
     /// What executes the guest: auto, kvm or soft
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     accel: Accel,
+    /// Processor of the soft engine, with features switched: MODEL[,+FEATURE][,-FEATURE][,vendor=amd|intel]
+    /// (models: default, max, x86-64-v1, x86-64-v2)
+    #[arg(long, value_name = "MODEL")]
+    cpu: Option<String>,
+    /// Time counts instructions, 2^N ns each, so that two runs are equal: one processor, soft engine
+    #[arg(long, value_name = "N")]
+    icount: Option<u8>,
     /// Where the serial port leads to: stdio, file:PATH, pty or null
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = serial)]
     serial: String,
@@ -77,6 +84,8 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         memory: cli.memory,
         cpus: cli.cpus,
         accel: cli.accel,
+        cpu: cli.cpu.as_deref().map(CpuModel::named).transpose()?,
+        icount: cli.icount,
         kernel: cli.kernel,
         initrd: cli.initrd,
         cmdline: cli.append,
