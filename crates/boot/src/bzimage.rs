@@ -107,7 +107,15 @@ fn place(ram: &[RamRange], source: &Source, header: &SetupHeader, size: u64) -> 
             let reason = format!("it wants to be loaded at {start:#x}, above 4 GiB");
             return Err(Error::Unsupported { path: source.path().to_owned(), reason });
         }
-        check_placement(ram, source.path(), "kernel and room to unpack", start, end).map(|()| start)
+        check_placement(
+            ram,
+            source.path(),
+            "kernel and room to unpack",
+            start,
+            end,
+            layout::LOW_BOOT_DATA_END,
+        )
+        .map(|()| start)
     };
     let first = check(preferred);
     let alignment = u64::from(header.kernel_alignment);

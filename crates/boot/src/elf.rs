@@ -1,7 +1,8 @@
 //! ELF executables: program headers, and the note that names a PVH entry.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::GuestMemory;
 
+use crate::ram::{self, layout};
 use crate::source::Source;
 use crate::{Error, Kernel, Protocol, RamRange, check_placement, linux};
 
@@ -50,7 +51,12 @@ pub(crate) fn load<M: GuestMemory>(
         .copied()
         .filter(|segment| segment.kind == PT_LOAD && segment.memory_size > 0)
         .collect();
-    check_segments(ram, source, &loads)?;
+    // Only Multiboot has its boot data elsewhere.
+    let first = match wanted {
+        Some(Protocol::Multiboot) => layout::GDT_END,
+        _ => layout::LOW_BOOT_DATA_END,
+    };
+    check_segments(ram, source, &loads, first)?;
     let pvh = find_pvh_entry(source, &segments)?;
     let protocol = choose(source, wanted, pvh.is_some())?;
     let entry = match pvh {
@@ -61,7 +67,7 @@ pub(crate) fn load<M: GuestMemory>(
     };
     for segment in &loads {
         source.load(memory, "segment", segment.offset, segment.file_size, segment.address)?;
-        zero(memory, segment.address + segment.file_size, segment.memory_size - segment.file_size)?;
+        ram::zero(memory, segment.address + segment.file_size, segment.memory_size - segment.file_size)?;
     }
     Ok(Kernel {
         protocol,
@@ -158,7 +164,7 @@ fn read_segments(source: &Source, header: &Header) -> Result<Vec<Segment>, Error
 }
 
 /// Every segment must lie in the file, in RAM, and beside the others.
-fn check_segments(ram: &[RamRange], source: &Source, loads: &[Segment]) -> Result<(), Error> {
+fn check_segments(ram: &[RamRange], source: &Source, loads: &[Segment], first: u64) -> Result<(), Error> {
     if loads.is_empty() {
         return Err(unsupported(source, "it has no loadable segment"));
     }
@@ -168,7 +174,7 @@ fn check_segments(ram: &[RamRange], source: &Source, loads: &[Segment]) -> Resul
         }
         source.check("segment", segment.offset, segment.file_size)?;
         let end = segment.address.saturating_add(segment.memory_size);
-        check_placement(ram, source.path(), "segment", segment.address, end)?;
+        check_placement(ram, source.path(), "segment", segment.address, end, first)?;
     }
     // Beside being wrong, overlaps would let a small file ask for any amount of copying.
     let mut sorted: Vec<(u64, u64)> = loads.iter().map(|s| (s.address, s.address + s.memory_size)).collect();
@@ -199,6 +205,8 @@ fn choose(source: &Source, wanted: Option<Protocol>, has_pvh: bool) -> Result<Pr
         None if has_pvh => Ok(Protocol::Pvh),
         Some(Protocol::Pvh) if has_pvh => Ok(Protocol::Pvh),
         None | Some(Protocol::Elf) => Ok(Protocol::Elf),
+        // The caller has seen the header.
+        Some(Protocol::Multiboot) => Ok(Protocol::Multiboot),
         Some(other) => Err(Error::NoSuchEntry {
             path: source.path().to_owned(),
             format: "ELF",
@@ -246,21 +254,6 @@ fn pvh_note(notes: &[u8], alignment: usize) -> Option<u32> {
 /// Little-endian number of `size` bytes at `at`; callers have checked the length.
 fn le(bytes: &[u8], at: usize, size: usize) -> u64 {
     bytes.iter().skip(at).take(size).rev().fold(0, |value, byte| value << 8 | u64::from(*byte))
-}
-
-/// Clears guest memory, which need not be fresh.
-fn zero<M: GuestMemory>(memory: &M, address: u64, size: u64) -> Result<(), Error> {
-    let zeros = [0; 4096];
-    let end = address + size;
-    let mut at = address;
-    while at < end {
-        let count = (end - at).min(zeros.len() as u64) as usize;
-        memory
-            .write_slice(&zeros[..count], GuestAddress(at))
-            .map_err(|source| Error::Memory { address: at, source })?;
-        at += count as u64;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

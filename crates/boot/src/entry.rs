@@ -69,7 +69,9 @@ pub struct EntryPoint {
     pub mode: Mode,
     /// First instruction.
     pub rip: u64,
-    /// PVH: physical address of `hvm_start_info`; otherwise 0.
+    /// Multiboot: the loader's magic number; otherwise 0.
+    pub rax: u64,
+    /// PVH: physical address of `hvm_start_info`; Multiboot: of the information structure; otherwise 0.
     pub rbx: u64,
     /// Linux: physical address of the zero page; otherwise 0.
     pub rsi: u64,
@@ -106,7 +108,7 @@ const TYPE_DATA: u8 = 0x3;
 const TYPE_TSS: u8 = 0xb;
 
 impl EntryPoint {
-    /// 32-bit protected mode, as the Linux 32-bit boot protocol and PVH ask for.
+    /// 32-bit protected mode, as the Linux 32-bit boot protocol, PVH and Multiboot ask for.
     pub fn protected32(rip: u64, rsi: u64, rbx: u64) -> Self {
         let (cr0, efer) = (CR0_PE | CR0_ET, 0);
         Self::new(Mode::Protected32, rip, rsi, rbx, cr0, 0, 0, efer)
@@ -134,6 +136,7 @@ impl EntryPoint {
         Self {
             mode,
             rip,
+            rax: 0,
             rbx,
             rsi,
             cr0,

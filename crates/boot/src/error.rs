@@ -43,7 +43,9 @@ pub enum Error {
         have: u64,
     },
     /// The content is none of the formats that can be booted.
-    #[error("kernel {path:?} is {found}; expected a Linux bzImage (vmlinuz) or an x86 ELF executable")]
+    #[error(
+        "kernel {path:?} is {found}; expected a Linux bzImage (vmlinuz), an x86 ELF executable or a Multiboot kernel"
+    )]
     NotAKernel {
         /// The file.
         path: PathBuf,

@@ -7,11 +7,13 @@
 //! | kernel | protocol ([`Protocol`]) | specification |
 //! |---|---|---|
 //! | bzImage | 64-bit entry (2.12 and later, `XLF_KERNEL_64`), 32-bit entry (2.04 and later) | Linux `Documentation/arch/x86/boot.rst` |
+//! | Multiboot header in the first 8 KiB; ELF, or loaded by the header's addresses | Multiboot | Multiboot 0.6.96 |
 //! | ELF with note `XEN_ELFNOTE_PHYS32_ENTRY` (vmlinux) | PVH | Xen `docs/misc/pvh.pandoc` |
 //! | other ELF64, ELF32 (`ET_EXEC`) | straight at its entry, with a Linux zero page | System V ABI, ELF |
 //!
 //! Left out: zImage and kernels before boot protocol 2.04, the 16-bit real-mode entry, EFI handover,
-//! relocation of position-independent ELF files (`ET_DYN`), compressed vmlinux files, multiboot.
+//! relocation of position-independent ELF files (`ET_DYN`), compressed vmlinux files, Multiboot's
+//! video modes, Multiboot 2.
 //!
 //! Files are not trusted: every size is checked against the file and guest RAM before anything is read, and
 //! what is wrong comes back as an [`Error`] of one line.
@@ -45,7 +47,7 @@
 //!
 //! std::fs::write(&kernel, "#!/bin/sh\n")?;
 //! let error = load(&memory, &ram, &Request::new(&kernel)).unwrap_err();
-//! assert!(error.to_string().contains("expected a Linux bzImage (vmlinuz) or an x86 ELF executable"));
+//! assert!(error.to_string().contains("expected a Linux bzImage (vmlinuz), an x86 ELF executable"));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 #![forbid(unsafe_code)]
@@ -58,6 +60,7 @@ mod entry;
 mod error;
 mod linux;
 pub mod mptable;
+mod multiboot;
 mod pvh;
 mod ram;
 mod source;
@@ -81,6 +84,8 @@ pub enum Protocol {
     Linux32,
     /// PVH: protected mode, `hvm_start_info` in EBX.
     Pvh,
+    /// Multiboot version 1: protected mode, magic number in EAX, information structure in EBX.
+    Multiboot,
     /// The entry of the ELF header: 64-bit mode for ELF64, protected mode for ELF32; zero page in RSI.
     Elf,
 }
@@ -91,6 +96,7 @@ impl Protocol {
             Protocol::Linux64 => "64-bit Linux",
             Protocol::Linux32 => "32-bit Linux",
             Protocol::Pvh => "PVH",
+            Protocol::Multiboot => "Multiboot",
             Protocol::Elf => "plain ELF",
         }
     }
@@ -107,8 +113,8 @@ pub struct Request<'a> {
     pub command_line: &'a str,
     /// Guest-physical address of the ACPI RSDP, if there is one to tell about.
     pub rsdp: Option<u64>,
-    /// The protocol to use; without one the best the kernel offers: 64-bit Linux before 32-bit, PVH before
-    /// the plain ELF entry.
+    /// The protocol to use; without one the best the kernel offers: 64-bit Linux before 32-bit,
+    /// Multiboot before PVH before the plain ELF entry.
     pub protocol: Option<Protocol>,
 }
 
@@ -161,21 +167,31 @@ pub fn load<M: GuestMemory>(memory: &M, ram: &[RamRange], request: &Request<'_>)
     }
     let mut source = Source::open("kernel", request.kernel)?;
     let kernel = load_kernel(memory, ram, &mut source, request.protocol)?;
-    write_command_line(memory, request.command_line, kernel.command_line_limit)?;
+    check_command_line(request.command_line, kernel.command_line_limit)?;
     let initrd = match request.initrd {
         Some(path) => Some(load_initrd(memory, ram, path, &kernel)?),
         None => None,
     };
 
     let map = memory_map(ram);
-    let entry = if kernel.protocol == Protocol::Pvh {
-        pvh::write_start_info(memory, &map, initrd, request.rsdp)?;
-        EntryPoint::protected32(kernel.entry, 0, layout::PVH_START_INFO)
-    } else {
-        linux::write_zero_page(memory, &map, kernel.header, initrd, request.rsdp)?;
-        match kernel.long {
-            true => EntryPoint::long64(kernel.entry, layout::ZERO_PAGE),
-            false => EntryPoint::protected32(kernel.entry, layout::ZERO_PAGE, 0),
+    let entry = match kernel.protocol {
+        Protocol::Multiboot => {
+            let info = multiboot::write_info(memory, ram, &map, request, initrd, &kernel.taken)?;
+            let entry = EntryPoint::protected32(kernel.entry, 0, info);
+            EntryPoint { rax: multiboot::LOADER_MAGIC.into(), ..entry }
+        }
+        Protocol::Pvh => {
+            write_command_line(memory, request.command_line)?;
+            pvh::write_start_info(memory, &map, initrd, request.rsdp)?;
+            EntryPoint::protected32(kernel.entry, 0, layout::PVH_START_INFO)
+        }
+        Protocol::Linux64 | Protocol::Linux32 | Protocol::Elf => {
+            write_command_line(memory, request.command_line)?;
+            linux::write_zero_page(memory, &map, kernel.header, initrd, request.rsdp)?;
+            match kernel.long {
+                true => EntryPoint::long64(kernel.entry, layout::ZERO_PAGE),
+                false => EntryPoint::protected32(kernel.entry, layout::ZERO_PAGE, 0),
+            }
         }
     };
     entry.write_tables(memory)?;
@@ -184,6 +200,8 @@ pub fn load<M: GuestMemory>(memory: &M, ram: &[RamRange], request: &Request<'_>)
     let end = kernel.taken.iter().map(|range| range.1).max().unwrap_or(0);
     Ok(Loaded { entry, protocol: kernel.protocol, kernel: (start, end - start), initrd })
 }
+
+const ELF_MAGIC: &[u8] = b"\x7fELF";
 
 /// Finds out what the kernel is and loads it.
 fn load_kernel<M: GuestMemory>(
@@ -196,10 +214,21 @@ fn load_kernel<M: GuestMemory>(
     let have = source.len().min(start.len() as u64) as usize;
     source.read("start", 0, &mut start[..have])?;
     let start = &start[..have];
-    if start.starts_with(b"\x7fELF") {
+    if start.get(0x202..0x206) == Some(b"HdrS") && !start.starts_with(ELF_MAGIC) {
+        return bzimage::load(memory, ram, source, protocol);
+    }
+    if matches!(protocol, None | Some(Protocol::Multiboot)) {
+        match multiboot::find(source)? {
+            Some(header) => return multiboot::load(memory, ram, source, header),
+            None if protocol.is_none() => {}
+            None => {
+                let reason = "it has no Multiboot header in its first 8 KiB".into();
+                return Err(Error::Unsupported { path: source.path().to_owned(), reason });
+            }
+        }
+    }
+    if start.starts_with(ELF_MAGIC) {
         elf::load(memory, ram, source, protocol)
-    } else if start.get(0x202..0x206) == Some(b"HdrS") {
-        bzimage::load(memory, ram, source, protocol)
     } else {
         Err(Error::NotAKernel { path: source.path().to_owned(), found: describe(start) })
     }
@@ -231,8 +260,8 @@ fn describe(start: &[u8]) -> &'static str {
     }
 }
 
-/// Checks the length of the command line and puts it, NUL-terminated, in its place.
-fn write_command_line<M: GuestMemory>(memory: &M, text: &str, limit: usize) -> Result<(), Error> {
+/// Fails if the command line is too long.
+fn check_command_line(text: &str, limit: usize) -> Result<(), Error> {
     let room = (layout::LOW_BOOT_DATA_END - layout::COMMAND_LINE) as usize - 1;
     let limit = limit.min(room);
     if text.len() > limit {
@@ -241,6 +270,11 @@ fn write_command_line<M: GuestMemory>(memory: &M, text: &str, limit: usize) -> R
     if let Some(offset) = text.bytes().position(|byte| byte == 0) {
         return Err(Error::CommandLineNul(offset));
     }
+    Ok(())
+}
+
+/// Puts the command line, NUL-terminated, in its place.
+fn write_command_line<M: GuestMemory>(memory: &M, text: &str) -> Result<(), Error> {
     let mut line = text.as_bytes().to_vec();
     line.push(0);
     ram::write(memory, layout::COMMAND_LINE, &line)
@@ -269,20 +303,21 @@ fn load_initrd<M: GuestMemory>(
     Ok((address, size))
 }
 
-/// Fails unless `start..end` is RAM and keeps clear of boot data and tables.
+/// Fails unless `start..end` is RAM and keeps clear of boot data, which ends at `low_end`, and tables.
 fn check_placement(
     ram: &[RamRange],
     path: &Path,
     what: &'static str,
     start: u64,
     end: u64,
+    low_end: u64,
 ) -> Result<(), Error> {
     let fail = |reason: String| Error::KernelPlacement { path: path.to_owned(), what, start, end, reason };
     if !ram::is_ram(ram, start, end) {
         let total: u64 = ram::merged(ram).iter().map(|range| range.size).sum();
         return Err(fail(format!("that is not all RAM; the guest has {} MiB", total >> 20)));
     }
-    for (first, after) in [(0, layout::LOW_BOOT_DATA_END), (layout::EBDA, layout::HIGH_MEMORY)] {
+    for (first, after) in [(0, low_end), (layout::EBDA, layout::HIGH_MEMORY)] {
         if start < after && first < end {
             return Err(fail(format!("{first:#x}-{after:#x} is taken by boot data and firmware tables")));
         }

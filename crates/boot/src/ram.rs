@@ -9,6 +9,8 @@ use crate::Error;
 pub mod layout {
     /// Global descriptor table of [`EntryPoint`](crate::EntryPoint).
     pub const GDT: u64 = 0x500;
+    /// First byte after the descriptor table. A Multiboot kernel may occupy all from here.
+    pub const GDT_END: u64 = 0x600;
     /// PVH `hvm_start_info`, followed by its one module entry.
     pub const PVH_START_INFO: u64 = 0x6000;
     /// PVH memory map, up to one page.
@@ -137,6 +139,21 @@ fn align_up(address: u64) -> u64 {
 /// Writes boot data, which must lie in RAM.
 pub(crate) fn write<M: GuestMemory>(memory: &M, address: u64, data: &[u8]) -> Result<(), Error> {
     memory.write_slice(data, GuestAddress(address)).map_err(|source| Error::Memory { address, source })
+}
+
+/// Clears guest memory, which need not be fresh.
+pub(crate) fn zero<M: GuestMemory>(memory: &M, address: u64, size: u64) -> Result<(), Error> {
+    let zeros = [0; 4096];
+    let end = address + size;
+    let mut at = address;
+    while at < end {
+        let count = (end - at).min(zeros.len() as u64) as usize;
+        memory
+            .write_slice(&zeros[..count], GuestAddress(at))
+            .map_err(|source| Error::Memory { address: at, source })?;
+        at += count as u64;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

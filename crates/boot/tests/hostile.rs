@@ -18,7 +18,7 @@ fn try_all(content: &[u8]) -> Result<(), TestCaseError> {
     let (memory, ram) = memory(16 * MIB);
     let kernel = files.file("kernel", content);
     let initrd = files.file("initrd", &[0; 4096]);
-    for protocol in [None, Some(Protocol::Linux32), Some(Protocol::Elf)] {
+    for protocol in [None, Some(Protocol::Linux32), Some(Protocol::Elf), Some(Protocol::Multiboot)] {
         let request = Request { initrd: Some(&initrd), protocol, ..Request::new(&kernel) };
         match load(&memory, &ram, &request) {
             Ok(loaded) => {
@@ -42,6 +42,17 @@ proptest! {
         let mut image = bzimage();
         for (at, value) in changes {
             image[at] = value;
+        }
+        image.truncate(cut.unwrap_or(usize::MAX));
+        try_all(&image)?;
+    }
+
+    #[test]
+    fn mutated_multiboot_files(changes in mutations(), cut in prop::option::of(0usize..200), elf in any::<bool>()) {
+        let mut image = if elf { multiboot_elf() } else { multiboot_flat() };
+        let len = image.len();
+        for (at, value) in changes {
+            image[at % len] = value;
         }
         image.truncate(cut.unwrap_or(usize::MAX));
         try_all(&image)?;

@@ -87,3 +87,28 @@ pub fn vmlinux(pvh_entry: Option<u32>) -> Vec<u8> {
     }
     elf
 }
+
+/// A Multiboot header with checksum.
+pub fn multiboot_header(flags: u32) -> Vec<u8> {
+    let magic = 0x1bad_b002u32;
+    [magic, flags, 0u32.wrapping_sub(magic).wrapping_sub(flags)].map(u32::to_le_bytes).concat()
+}
+
+/// A flat Multiboot file of 64 bytes, with its header at byte 16 and its addresses in it: loaded at 1 MiB, 4 KiB
+/// of BSS behind it, entered at its first byte.
+pub fn multiboot_flat() -> Vec<u8> {
+    let mut image = vec![0x90; 16];
+    image.extend(multiboot_header(1 << 16 | 0b11));
+    image.extend([0x10_0010u32, 0x10_0000, 0x10_0040, 0x10_1040, 0x10_0000].map(u32::to_le_bytes).concat());
+    image.resize(64, 0xcc);
+    image
+}
+
+/// [`vmlinux`] without PVH, with a Multiboot header for its 16 bytes of code, entered at the last 4.
+pub fn multiboot_elf() -> Vec<u8> {
+    let mut elf = vmlinux(None);
+    let at = elf.len() - 16;
+    put(&mut elf, at, &multiboot_header(0));
+    put(&mut elf, 24, &0x20_000cu64.to_le_bytes());
+    elf
+}
