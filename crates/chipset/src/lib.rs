@@ -11,6 +11,8 @@
 //! | [`ResetControl`] | reset control register | 0xcf9 |
 //! | [`DebugExit`] | exit port for test guests | 0x501, 4 ports |
 //! | [`DebugCon`] | debug console | 0x402 or 0xe9 |
+//! | [`FwCfg`] | QEMU's firmware configuration: selector and data port | 0x510, 2 ports |
+//! | [`PcTestdev`] | QEMU's pc-testdev: latches and interrupt lines for test guests | 0xe0, 0xe4, 0xe8, 0x2000 |
 //! | [`PostCode`] | power-on self-test code latch | 0x80 |
 //!
 //! What a device cannot do by itself (switch the machine off, reset it, open the A20 gate) it tells a
@@ -54,7 +56,9 @@ mod stopwatch;
 pub mod acpi_pm;
 pub mod debug_con;
 pub mod debug_exit;
+pub mod fw_cfg;
 pub mod i8042;
+pub mod pc_testdev;
 pub mod port92;
 pub mod post;
 pub mod reset_control;
@@ -65,7 +69,9 @@ pub use acpi_pm::{AcpiPm, AcpiPmConfig};
 pub use debug_con::DebugCon;
 pub use debug_exit::DebugExit;
 pub use events::{A20Gate, A20Source, SystemEvent, SystemEvents};
+pub use fw_cfg::FwCfg;
 pub use i8042::{I8042, Key, MouseButtons};
+pub use pc_testdev::PcTestdev;
 pub use port92::Port92;
 pub use post::PostCode;
 pub use reset_control::ResetControl;
