@@ -14,7 +14,7 @@
 //! | 4 | had a triple fault |
 //! | 6 | was ended by the user or a signal, or nobody read its output any more |
 //! | 8 | did something the engine cannot go on with |
-//! | odd | wrote `v` to port 0x501: `(v << 1) \| 1`, cut to 8 bits |
+//! | odd | wrote `v` to port 0x501, or with `--testdev` 0xf4: `(v << 1) \| 1`, cut to 8 bits |
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,7 +28,7 @@ use trapline::vcpu::{Accel, CpuModel};
 #[derive(Parser)]
 #[command(name = "microvm", version)]
 struct Cli {
-    /// Linux bzImage (vmlinuz) or ELF kernel
+    /// Linux bzImage (vmlinuz), ELF or Multiboot kernel
     #[arg(long, value_name = "FILE")]
     kernel: PathBuf,
     /// Initial RAM disk
@@ -56,6 +56,9 @@ struct Cli {
     /// Where the serial port leads to: stdio, file:PATH, pty or null
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = serial)]
     serial: String,
+    /// Add the devices that bare-metal test kernels for QEMU expect: isa-debug-exit, pc-testdev, fw_cfg
+    #[arg(long)]
+    testdev: bool,
     /// Say at the end what it has cost
     #[arg(long)]
     stats: bool,
@@ -90,6 +93,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         initrd: cli.initrd,
         cmdline: cli.append,
         serial: cli.serial.parse()?,
+        testdev: cli.testdev,
     })?;
     machine.remote().quit_on_signals()?;
     if let Some(path) = machine.serial_path() {

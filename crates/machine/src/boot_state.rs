@@ -17,6 +17,7 @@ pub(crate) fn set_entry(vcpu: &mut dyn Vcpu, entry: &EntryPoint) -> Result<()> {
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&kvm_regs {
         rip: entry.rip,
+        rax: entry.rax,
         rbx: entry.rbx,
         rsi: entry.rsi,
         rflags: 2,

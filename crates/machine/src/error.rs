@@ -58,6 +58,9 @@ pub enum Error {
         /// Processors of the machine.
         here: usize,
     },
+    /// A saved state of a machine with other devices.
+    #[error("either the saved state or this machine has the device {0}, not both")]
+    OtherDevices(&'static str),
     /// A thread of the machine panicked: a bug.
     #[error("the thread of vcpu {0} panicked")]
     Panicked(u32),

@@ -13,6 +13,9 @@
 //! | exit port of test guests | 0x501 | |
 //! | ACPI PM block: events, control, timer, GPE0 | 0x600, 0x604, 0x608, 0x60c | IRQ 9 (SCI) |
 //! | reset control | 0xcf9 | |
+//! | with [`MicrovmConfig::testdev`]: exit port where QEMU's tests have it | 0xf4 | |
+//! | the same: pc-testdev | 0xe0 to 0xeb, 0x2000 to 0x2017, 0xff00_0000 | each, on request |
+//! | the same: fw_cfg, numbers of processors and size of RAM | 0x510 | |
 //!
 //! RAM begins at 0, leaves out 0xc000_0000 to 4 GiB, and goes on from there. Ports and addresses that nobody
 //! claims read all-ones and ignore writes. Address line 20 always works. The processor starts as the
@@ -26,16 +29,18 @@ use std::time::{Duration, Instant, SystemTime};
 use trapline_boot::acpi::{self, AcpiConfig};
 use trapline_boot::{RamRange, Request};
 use trapline_chipset::{
-    A20Gate, AcpiPm, AcpiPmConfig, DebugExit, I8042, Port92, PostCode, ResetControl, Rtc, SystemEvents, Uart,
-    acpi_pm, i8042,
+    A20Gate, AcpiPm, AcpiPmConfig, DebugExit, FwCfg, I8042, PcTestdev, Port92, PostCode, ResetControl, Rtc,
+    SystemEvents, Uart, acpi_pm, fw_cfg, i8042, pc_testdev,
 };
-use trapline_device::bus::{MmioBus, PioBus, SharedDevice};
+use trapline_device::bus::{MmioBus, PioBus, PioBusBuilder, SharedDevice};
 use trapline_device::{Clock, HostClock, IrqLine, IrqSink};
 use trapline_irqchip::ioapic::IoApic;
 use trapline_irqchip::pic::PicPair;
 use trapline_irqchip::pit::Pit;
 use trapline_memory::{GuestRam, RamConfig};
-use trapline_vcpu::{Accel, CpuModel, Engine, InstructionClock, Kicker, Vcpu, Vm, VmConfig, choose, cpuid, create_vm};
+use trapline_vcpu::{
+    Accel, CpuModel, Engine, InstructionClock, Kicker, Vcpu, Vm, VmConfig, choose, cpuid, create_vm,
+};
 
 use crate::console::{Console, Flusher, Input, Port, Serial};
 use crate::control::{Control, Outcome};
@@ -59,6 +64,7 @@ pub const ICOUNT_START: Duration = Duration::from_secs(946_684_800);
 
 const IOAPIC: u32 = 0xfec0_0000;
 const LOCAL_APIC: u32 = 0xfee0_0000;
+const TESTDEV: u64 = 0xff00_0000;
 const COM1: u16 = 0x3f8;
 const PM1A_EVENT: u16 = 0x600;
 const PM1A_CONTROL: u16 = 0x604;
@@ -99,6 +105,9 @@ pub struct MicrovmConfig {
     pub cmdline: String,
     /// Where COM1 leads to.
     pub serial: Serial,
+    /// Whether there are the devices that bare-metal test kernels written for QEMU expect: isa-debug-exit at
+    /// port 0xf4, pc-testdev, and fw_cfg with what they ask for.
+    pub testdev: bool,
 }
 
 impl MicrovmConfig {
@@ -114,6 +123,7 @@ impl MicrovmConfig {
             initrd: None,
             cmdline: String::new(),
             serial: Serial::Stdio,
+            testdev: false,
         }
     }
 }
@@ -132,6 +142,13 @@ pub(crate) struct Devices {
     pub(crate) debug_exit: Arc<Mutex<DebugExit>>,
     pub(crate) post: Arc<Mutex<PostCode>>,
     pub(crate) console: Arc<Mutex<Flusher>>,
+    pub(crate) testdev: Option<Testdev>,
+}
+
+/// What test kernels expect.
+pub(crate) struct Testdev {
+    pub(crate) dev: Arc<Mutex<PcTestdev>>,
+    pub(crate) fw_cfg: Arc<Mutex<FwCfg>>,
 }
 
 /// A machine of the board `microvm`, loaded and ready to run.
@@ -161,7 +178,8 @@ impl Microvm {
     /// # Errors
     /// When the engine cannot be used, the memory cannot be had, or something is wrong with the files.
     pub fn new(config: MicrovmConfig) -> Result<Self> {
-        let MicrovmConfig { memory, cpus, accel, cpu, icount, kernel, initrd, cmdline, serial } = config;
+        let MicrovmConfig { memory, cpus, accel, cpu, icount, kernel, initrd, cmdline, serial, testdev } =
+            config;
         if !(1..=MAX_CPUS).contains(&cpus) {
             return Err(Error::Cpus(cpus));
         }
@@ -210,7 +228,10 @@ impl Microvm {
         let console = Console::new(output, control.clone(), clock.clone(), touched.clone());
         let intr = Arc::new(Intr::default());
         intr.connect(vcpu0.kicker());
-        let devices = Devices::new(&*vm, &intr, &clock, today, &control, &console, &touched);
+        let mut devices = Devices::new(&*vm, &intr, &clock, today, &control, &console, &touched);
+        if testdev {
+            devices.testdev = Some(Testdev::new(isa_lines(&devices.pic, &devices.ioapic), memory, cpus));
+        }
         devices.set_memory_size(&ranges);
         let input = input.map(|file| Input::new(file, devices.uart.clone())).transpose()?;
         let timers = devices.timers(vcpu0.kicker(), choice.engine, clock, touched)?;
@@ -365,6 +386,37 @@ fn shared<D>(device: D) -> Arc<Mutex<D>> {
     Arc::new(Mutex::new(device))
 }
 
+/// The ISA interrupt lines of a pair of 8259A and an IOAPIC.
+fn isa_lines(pic: &PicPair, ioapic: &IoApic) -> Arc<dyn IrqSink> {
+    Arc::new(IsaLines { pic: pic.sink(), ioapic: ioapic.sink() })
+}
+
+impl Testdev {
+    fn new(lines: Arc<dyn IrqSink>, memory: u64, cpus: u32) -> Self {
+        let mut fw_cfg = FwCfg::new();
+        fw_cfg.add(fw_cfg::RAM_SIZE, memory.to_le_bytes());
+        for key in [fw_cfg::NB_CPUS, fw_cfg::MAX_CPUS] {
+            fw_cfg.add(key, (cpus as u16).to_le_bytes()); // at most MAX_CPUS
+        }
+        Self { dev: shared(PcTestdev::new(lines)), fw_cfg: shared(fw_cfg) }
+    }
+
+    fn wire_ports(&self, ports: &mut PioBusBuilder) -> Result<()> {
+        ports.register(0xe0, 4, self.dev.clone(), pc_testdev::LATCH, "testdev-latch")?;
+        ports.register(0xe4, 4, self.dev.clone(), pc_testdev::FLUSH, "testdev-flush")?;
+        ports.register(0xe8, 4, self.dev.clone(), pc_testdev::BYTES, "testdev-bytes")?;
+        ports.register(
+            0x2000,
+            pc_testdev::LINE_COUNT.into(),
+            self.dev.clone(),
+            pc_testdev::LINES,
+            "testdev-lines",
+        )?;
+        ports.register(0x510, 2, self.fw_cfg.clone(), 0, "fw-cfg")?;
+        Ok(())
+    }
+}
+
 impl Devices {
     fn new(
         vm: &dyn Vm,
@@ -377,7 +429,7 @@ impl Devices {
     ) -> Self {
         let pic = PicPair::new(IrqLine::new(intr.clone(), 0));
         let ioapic = IoApic::new(vm.msi_sink());
-        let lines: Arc<dyn IrqSink> = Arc::new(IsaLines { pic: pic.sink(), ioapic: ioapic.sink() });
+        let lines = isa_lines(&pic, &ioapic);
         let irq = |pin| IrqLine::new(lines.clone(), pin);
         let events: Arc<dyn SystemEvents> = control.clone();
         let a20 = Arc::new(A20Gate::new(events.clone()));
@@ -400,6 +452,7 @@ impl Devices {
             debug_exit: shared(DebugExit::new(events)),
             post: shared(PostCode::new()),
             console: shared(console.flusher()),
+            testdev: None,
             pic,
             ioapic,
         }
@@ -455,8 +508,16 @@ impl Devices {
         ports.register(PM_TIMER, 4, self.pm.clone(), acpi_pm::PM_TMR, "pm-timer")?;
         ports.register(GPE0, 4, self.pm.clone(), acpi_pm::GPE0, "gpe0")?;
         ports.register(RESET, 1, self.reset.clone(), 0, "reset")?;
+        if let Some(testdev) = &self.testdev {
+            ports.register(0xf4, 4, self.debug_exit.clone(), 0, "isa-debug-exit")?;
+            testdev.wire_ports(&mut ports)?;
+        }
         let mut mmio = MmioBus::builder();
         mmio.register(IOAPIC.into(), 0x1000, shared(self.ioapic.clone()), 0, "ioapic")?;
+        if let Some(testdev) = &self.testdev {
+            let size = pc_testdev::MEMORY_SIZE as u64;
+            mmio.register(TESTDEV, size, testdev.dev.clone(), pc_testdev::MEMORY, "testdev-memory")?;
+        }
         let pm = self.pm.clone();
         Ok(Shared {
             vm,

@@ -2,7 +2,9 @@
 
 use kvm_bindings::kvm_clock_data;
 use serde::{Deserialize, Serialize};
-use trapline_chipset::{AcpiPm, DebugExit, I8042, Port92, PostCode, ResetControl, Rtc, Uart};
+use trapline_chipset::{
+    AcpiPm, DebugExit, FwCfg, I8042, PcTestdev, Port92, PostCode, ResetControl, Rtc, Uart,
+};
 use trapline_device::SaveRestore;
 use trapline_irqchip::ioapic::IoApic;
 use trapline_irqchip::pic::PicPair;
@@ -39,13 +41,27 @@ struct DeviceStates {
     reset: State<ResetControl>,
     debug_exit: State<DebugExit>,
     post: State<PostCode>,
+    testdev: Option<(State<PcTestdev>, State<FwCfg>)>,
 }
 
 impl Devices {
     fn save(&self) -> DeviceStates {
         // What the guest has sent goes out before it is saved: there is nothing to keep of the console.
-        let Self { pic, ioapic, pit, rtc, pm, uart, i8042, port92, reset, debug_exit, post, console: _ } =
-            self;
+        let Self {
+            pic,
+            ioapic,
+            pit,
+            rtc,
+            pm,
+            uart,
+            i8042,
+            port92,
+            reset,
+            debug_exit,
+            post,
+            console: _,
+            testdev,
+        } = self;
         DeviceStates {
             pic: pic.save(),
             ioapic: ioapic.save(),
@@ -58,11 +74,13 @@ impl Devices {
             reset: lock(reset).save(),
             debug_exit: lock(debug_exit).save(),
             post: lock(post).save(),
+            testdev: testdev.as_ref().map(|both| (lock(&both.dev).save(), lock(&both.fw_cfg).save())),
         }
     }
 
     fn restore(&mut self, states: DeviceStates) -> Result<()> {
-        let DeviceStates { pic, ioapic, pit, rtc, pm, uart, i8042, port92, reset, debug_exit, post } = states;
+        let DeviceStates { pic, ioapic, pit, rtc, pm, uart, i8042, port92, reset, debug_exit, post, testdev } =
+            states;
         lock(&self.pit).restore(pit)?;
         lock(&self.rtc).restore(rtc)?;
         lock(&self.pm).restore(pm)?;
@@ -72,6 +90,14 @@ impl Devices {
         lock(&self.reset).restore(reset)?;
         lock(&self.debug_exit).restore(debug_exit)?;
         lock(&self.post).restore(post)?;
+        match (&self.testdev, testdev) {
+            (Some(here), Some((dev, fw_cfg))) => {
+                lock(&here.dev).restore(dev)?;
+                lock(&here.fw_cfg).restore(fw_cfg)?;
+            }
+            (None, None) => {}
+            _ => return Err(Error::OtherDevices("testdev")),
+        }
         // Last, so that lines which the others drove meanwhile leave no trace.
         self.ioapic.restore(ioapic)?;
         self.pic.restore(pic)?;
