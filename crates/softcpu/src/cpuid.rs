@@ -1,6 +1,6 @@
 //! CPU models: what CPUID says, and with it which instructions work.
 //!
-//! One table ([`FEATURES`]) ties a CPUID bit to the instructions behind it and to the smallest model that
+//! One table (`FEATURES`) ties a CPUID bit to the instructions behind it and to the smallest model that
 //! has it, so that what is advertised and what works cannot come apart.
 //!
 //! The Intel flavour calls itself a Saltwell Atom: an in-order core that does not speculate. Operating

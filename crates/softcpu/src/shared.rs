@@ -5,7 +5,7 @@
 //! the others, who drop what they decoded. A processor that still had a write tag when a page was marked
 //! cannot know whether it wrote there in the meantime: it says that it did.
 
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cpu::{Cpu, Signals};
@@ -133,8 +133,19 @@ impl Cpu {
         self.shared.tell(Some(&self.inbox), Note::Watched { hpa });
     }
 
-    /// This processor writes to a page that holds code.
-    pub(crate) fn code_written(&mut self, hpa: u64, len: usize) {
+    /// This processor has written without a write tag. Only now may the others be told: who decodes the
+    /// page again before the write would keep the old code. And only now may the mark be looked at: who
+    /// marks the page after this reads what was written.
+    #[cold]
+    pub(crate) fn written(&mut self, hpa: u64, len: usize) {
+        fence(Ordering::SeqCst);
+        if self.shared.has_code(hpa) {
+            self.code_written(hpa, len);
+        }
+    }
+
+    /// This processor has written to a page that holds code.
+    fn code_written(&mut self, hpa: u64, len: usize) {
         self.shared.tell(Some(&self.inbox), Note::Written { hpa, len: len as u64 });
         self.drop_code(hpa, len as u64);
     }

@@ -227,13 +227,8 @@ mod tests {
             leaf(0x8000_0001, 0, [0, 0, EXT1_ECX_SVM, 0]),
         ])
         .unwrap();
-        let offer = Offer {
-            nested: false,
-            local_apic: true,
-            x2apic: true,
-            tsc_deadline: true,
-            hypervisor: true,
-        };
+        let offer =
+            Offer { nested: false, local_apic: true, x2apic: true, tsc_deadline: true, hypervisor: true };
         let id = CpuId::from_entries(&filter(&host, offer)).unwrap();
         let ecx = LEAF1_ECX_X2APIC | LEAF1_ECX_TSC_DEADLINE | LEAF1_ECX_HYPERVISOR;
         assert_eq!((find(&id, 1, 0).ecx, find(&id, 1, 0).edx), (ecx, LEAF1_EDX_APIC));

@@ -2,7 +2,7 @@
 //!
 //! The fast path is one TLB look-up and one host access, inlined into the handlers. Everything else (a
 //! miss, an access across pages, a page that holds decoded code, a device) is the slow path here, which
-//! walks the guest's tables through EPT ([`walk`]) and fills the TLB.
+//! walks the guest's tables through EPT (`walk`) and fills the TLB.
 
 mod host;
 mod tlb;
@@ -117,10 +117,17 @@ pub struct Mmu {
 /// Where a translated access goes.
 #[derive(Clone, Copy, Debug)]
 enum Target {
-    Ram { ptr: HostPtr, hpa: u64 },
-    Device { gpa: u64 },
+    Ram {
+        ptr: HostPtr,
+        hpa: u64,
+    },
+    Device {
+        gpa: u64,
+    },
     /// The APIC-access page.
-    Apic { gpa: u64 },
+    Apic {
+        gpa: u64,
+    },
 }
 
 impl Mmu {
@@ -332,9 +339,10 @@ impl Cpu {
         let size = size_of::<T>() as u64;
         let e = self.mmu.tlb.entry(lin);
         let mut ptr = HostPtr::mapped(lin, e.addend);
+        let mut watched = None;
         if (lin.wrapping_add(size - 1) & !(PAGE - 1)) ^ e.w != self.mmu.asid {
             match self.writable_ram(lin, size)? {
-                Some(p) => ptr = p,
+                Some((p, hpa)) => (ptr, watched) = (p, Some(hpa)),
                 // Across pages, or a device: not atomic, as on a bus without lock support.
                 None => return self.modify(lin, f),
             }
@@ -342,16 +350,20 @@ impl Cpu {
         if !ptr.aligned::<T>() {
             let v = f(self, ptr.read());
             ptr.write(v);
-            return Ok(());
-        }
-        let mut old: T = ptr.read();
-        loop {
-            let new = f(self, old);
-            match ptr.compare_exchange(old, new) {
-                Ok(_) => return Ok(()),
-                Err(now) => old = now,
+        } else {
+            let mut old: T = ptr.read();
+            loop {
+                let new = f(self, old);
+                match ptr.compare_exchange(old, new) {
+                    Ok(_) => break,
+                    Err(now) => old = now,
+                }
             }
         }
+        if let Some(hpa) = watched {
+            self.written(hpa, size as usize);
+        }
+        Ok(())
     }
 
     /// Atomically replaces 16 bytes at `lin` (aligned) by `new` if they are `expected`; says what was
@@ -361,7 +373,11 @@ impl Cpu {
     /// See [`Cpu::load`].
     pub(crate) fn compare_exchange_128(&mut self, lin: u64, expected: u128, new: u128) -> Result<u128, Stop> {
         match self.writable_ram(lin, 16)? {
-            Some(ptr) => Ok(ptr.compare_exchange(expected, new).unwrap_or_else(|old| old)),
+            Some((ptr, hpa)) => {
+                let old = ptr.compare_exchange(expected, new).unwrap_or_else(|old| old);
+                self.written(hpa, 16);
+                Ok(old)
+            }
             None => {
                 self.probe_write(lin, 16)?;
                 let old: u128 = self.load(lin)?;

@@ -482,10 +482,8 @@ impl Cpu {
     fn write_part(&mut self, target: Target, from: &[u8]) -> Result<(), Stop> {
         match target {
             Target::Ram { ptr, hpa } => {
-                if self.shared.has_code(hpa) {
-                    self.code_written(hpa, from.len());
-                }
                 ptr.write_bytes(from);
+                self.written(hpa, from.len());
             }
             Target::Apic { gpa } if self.write_apic_page(gpa % PAGE, from)? => {}
             Target::Apic { gpa } | Target::Device { gpa } => {
@@ -532,19 +530,15 @@ impl Cpu {
         Ok(())
     }
 
-    /// For atomic operations: the host address, unless it is no single piece of memory.
-    pub(super) fn writable_ram(&mut self, lin: u64, size: u64) -> Result<Option<HostPtr>, Stop> {
+    /// For atomic operations: the host address, unless it is no single piece of memory, and the
+    /// host-physical one. [`Cpu::written`] is to be called when the write is done.
+    pub(super) fn writable_ram(&mut self, lin: u64, size: u64) -> Result<Option<(HostPtr, u64)>, Stop> {
         self.check_alignment(lin, size)?;
         if PAGE - lin % PAGE < size {
             return Ok(None);
         }
         match self.translate(lin, Kind::Write)? {
-            Target::Ram { ptr, hpa } => {
-                if self.shared.has_code(hpa) {
-                    self.code_written(hpa, size as usize);
-                }
-                Ok(Some(ptr))
-            }
+            Target::Ram { ptr, hpa } => Ok(Some((ptr, hpa))),
             Target::Apic { .. } | Target::Device { .. } => Ok(None),
         }
     }

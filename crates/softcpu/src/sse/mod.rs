@@ -11,7 +11,7 @@
 //! | [`FpOp2`], [`FpOp2Imm`] | floating point: flags into MXCSR, and [`SimdException`] if one is unmasked |
 //!
 //! Scalar operations take their operand in the low lane of `src` and keep the rest of `dst`. What has an
-//! integer register or flags for its result is a plain function ([`pmovmskb`], [`ptest`], [`comis`], …).
+//! integer register or flags for its result is a plain function ([`pmovmskb`], [`ptest`], `comis`, …).
 //!
 //! The reference is the Intel SDM, volumes 1 (chapters 9 to 12) and 2. RCPPS, RSQRTPS and their scalar
 //! forms are approximations, whose error the SDM bounds and whose bits no two processors agree on: here

@@ -6,7 +6,7 @@ use trapline_vmx::controls::{PrimaryControls, SecondaryControls};
 
 use super::{operand_information, operand_linear, put_sized};
 use crate::cpu::{Activity, Cpu, Stop, cr4, reg, vector};
-use crate::cpuid::CpuidContext;
+use crate::cpuid::{CpuidContext, Vendor};
 use crate::flags::bits;
 use crate::handler;
 use crate::int::Int;
@@ -82,8 +82,15 @@ fn rdpmc_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
     if cpu.primary(PrimaryControls::RDPMC_EXITING) {
         return Err(cpu.instruction_exit(reason::RDPMC, 0, 0));
     }
-    // There are no counters.
-    Err(cpu.gp(0))
+    // An Intel processor without architectural performance monitoring has no counters; an AMD one of family
+    // 15 has four, whatever CPUID says. They do not count.
+    let n = cpu.regs[usize::from(reg::RCX)] as u32;
+    if cpu.model.vendor != Vendor::Amd || n > 3 {
+        return Err(cpu.gp(0));
+    }
+    let counter = cpu.msr.k7_perf[4 + n as usize];
+    put_pair(cpu, counter);
+    Ok(())
 }
 handler!(next: rdpmc_work => rdpmc);
 
