@@ -1,0 +1,96 @@
+//! Any script on the UART, the RTC, the i8042 and the ACPI power-management block.
+#![no_main]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use libfuzzer_sys::fuzz_target;
+use trapline_chipset::{
+    A20Gate, AcpiPm, AcpiPmConfig, I8042, Key, MouseButtons, Rtc, SystemEvent, SystemEvents, Uart,
+};
+use trapline_fuzz::script::{Extent, Step, run};
+
+#[derive(arbitrary::Arbitrary, Debug)]
+enum Input {
+    Uart(Vec<Step>),
+    Rtc(Vec<Step>),
+    I8042(Vec<Step>),
+    AcpiPm(Vec<Step>),
+}
+
+/// Resets and power-offs that nobody heeds.
+struct Ignored;
+
+impl SystemEvents for Ignored {
+    fn raise(&self, _: SystemEvent) {}
+}
+
+fn uart(steps: &[Step]) {
+    run(
+        steps,
+        Extent { regions: 1, offsets: 9 },
+        |world| Uart::new("serial0", world.line(1), Box::new(std::io::sink())),
+        |uart, bytes| match bytes {
+            [0..0x20, ..] => drop(uart.receive_break()),
+            _ => assert!(uart.receive(&bytes) <= bytes.len()),
+        },
+    );
+}
+
+fn rtc(steps: &[Step]) {
+    run(
+        steps,
+        Extent { regions: 1, offsets: 3 },
+        |world| Rtc::new(world.line(1), world.clock.clone(), Duration::new(1_795_392_000, 999_999_999)),
+        |rtc, [what, a, b, c]| match what % 3 {
+            0 => rtc.set_cmos(a, b),
+            1 => rtc.set_memory_size(u64::from(a) << (b % 56), u64::from(c) << (b % 56)),
+            _ => rtc.set_time(Duration::from_secs(u64::from(a) << (b % 64))),
+        },
+    );
+}
+
+fn i8042(steps: &[Step]) {
+    let events: Arc<dyn SystemEvents> = Arc::new(Ignored);
+    run(
+        steps,
+        Extent { regions: 2, offsets: 2 },
+        |world| {
+            let a20 = Arc::new(A20Gate::new(events.clone()));
+            I8042::new(world.line(1), world.line(12), a20, events.clone())
+        },
+        |ps2, [what, a, b, c]| match what % 3 {
+            0 => ps2.set_mouse_buttons(MouseButtons::from_bits_truncate(a)),
+            1 => {
+                let scale = |d: u8| (i32::from(d) - 128) << (d % 24);
+                ps2.move_mouse(scale(a), scale(b), scale(c));
+            }
+            _ => {
+                let prefix = if b & 1 == 0 { 0 } else { 0xe000 };
+                let key = Key::from_set1(u16::from(a) | prefix).unwrap_or(Key::PAUSE);
+                let _ = ps2.key(key, c & 1 == 0);
+            }
+        },
+    );
+}
+
+fn acpi_pm(steps: &[Step]) {
+    let events: Arc<dyn SystemEvents> = Arc::new(Ignored);
+    run(
+        steps,
+        Extent { regions: 5, offsets: 6 },
+        |world| AcpiPm::new(AcpiPmConfig::default(), world.line(1), world.clock.clone(), events.clone()),
+        |pm, [what, gpe, ..]| match what % 3 {
+            0 => pm.press_power_button(),
+            1 => pm.press_sleep_button(),
+            _ => pm.raise_gpe(gpe),
+        },
+    );
+}
+
+fuzz_target!(|input: Input| match input {
+    Input::Uart(steps) => uart(&steps),
+    Input::Rtc(steps) => rtc(&steps),
+    Input::I8042(steps) => i8042(&steps),
+    Input::AcpiPm(steps) => acpi_pm(&steps),
+});
