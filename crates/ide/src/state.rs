@@ -1,0 +1,150 @@
+//! Saved state.
+
+use serde::{Deserialize, Serialize};
+use trapline_device::{RestoreError, SaveRestore};
+use trapline_pci::ConfigState;
+
+use crate::ata::Settings;
+use crate::atapi::Cd;
+use crate::bus_master::BusMaster;
+use crate::channel::Channel;
+use crate::controller::PiixIde;
+use crate::drive::{Drive, Job, Phase, STAGE_MAX, Stage};
+use crate::regs::{Control, Error};
+use crate::taskfile::TaskFile;
+
+/// Saved state of a [`PiixIde`]. The disks' contents are not in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PiixIdeState {
+    config: ConfigState,
+    channels: [ChannelState; 2],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct ChannelState {
+    drives: [Option<DriveState>; 2],
+    second: bool,
+    control: Control,
+    bus_master: BusMaster,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct DriveState {
+    regs: TaskFile,
+    intrq: bool,
+    phase: Phase,
+    job: Job,
+    stage: Vec<u8>,
+    pos: usize,
+    block_end: usize,
+    settings: Settings,
+    cd: Option<Cd>,
+    /// To tell drives apart: sectors of a disk, 0 for a CD-ROM.
+    sectors: u64,
+}
+
+fn refuse(what: &str) -> RestoreError {
+    RestoreError { device: "piix3-ide", what: what.into() }
+}
+
+fn save_drive(drive: &Drive) -> DriveState {
+    let (phase, job) = (drive.phase, drive.job.clone());
+    let sectors = if drive.cd.is_some() { 0 } else { drive.sectors() };
+    let (stage, mut regs, mut intrq) = (&drive.stage, drive.regs.clone(), drive.intrq);
+    let (phase, job) = if drive.in_flight() {
+        // Not quiesced: the bytes are with the engine. The guest will see a command that failed.
+        regs.fail(Error::ABRT);
+        intrq = true;
+        (Phase::Idle, Job::None)
+    } else {
+        (phase, job)
+    };
+    let bytes = if phase == Phase::Idle { Vec::new() } else { stage.bytes().to_vec() };
+    let (pos, block_end) = if phase == Phase::Idle { (0, 0) } else { (stage.pos, stage.block_end) };
+    let (settings, cd) = (drive.settings.clone(), drive.cd.clone());
+    DriveState { regs, intrq, phase, job, stage: bytes, pos, block_end, settings, cd, sectors }
+}
+
+fn check_drive(drive: &Drive, state: &DriveState) -> Result<(), RestoreError> {
+    let sectors = if drive.cd.is_some() { 0 } else { drive.sectors() };
+    if state.cd.is_some() != drive.cd.is_some() || state.sectors != sectors {
+        return Err(refuse("another kind or size of drive"));
+    }
+    let staged = state.stage.len();
+    if staged > STAGE_MAX || state.block_end > staged || state.pos > state.block_end {
+        return Err(refuse("a position outside of the buffer"));
+    }
+    if state.phase == Phase::Busy || state.phase == Phase::Idle && state.job != Job::None {
+        return Err(refuse("a command under way that cannot be"));
+    }
+    let job_valid = match &state.job {
+        Job::Sectors(job) => state.cd.is_none() && job.is_valid(drive.sectors(), staged),
+        Job::Trim { .. } => false,
+        Job::Cd(job) => state.cd.is_some() && job.is_valid(staged),
+        Job::TrimRanges => state.cd.is_none(),
+        Job::None | Job::Reply | Job::Flush => true,
+    };
+    if !job_valid || !state.settings.is_valid() {
+        return Err(refuse("values out of range"));
+    }
+    Ok(())
+}
+
+fn restore_drive(drive: &mut Drive, state: DriveState) {
+    drive.cancel();
+    let DriveState { regs, intrq, phase, job, stage, pos, block_end, settings, cd, sectors: _ } = state;
+    drive.stage = Stage::default();
+    drive.stage.fill(&stage);
+    (drive.stage.pos, drive.stage.block_end) = (pos, block_end);
+    (drive.regs, drive.intrq, drive.phase, drive.job) = (regs, intrq, phase, job);
+    (drive.settings, drive.cd) = (settings, cd);
+}
+
+fn save_channel(channel: &Channel) -> ChannelState {
+    let [first, second] = &channel.drives;
+    ChannelState {
+        drives: [first.as_ref().map(save_drive), second.as_ref().map(save_drive)],
+        second: channel.second,
+        control: channel.control,
+        bus_master: channel.bus_master.clone(),
+    }
+}
+
+fn check_channel(channel: &Channel, state: &ChannelState) -> Result<(), RestoreError> {
+    if !state.bus_master.is_valid() {
+        return Err(refuse("bus master registers out of range"));
+    }
+    channel.drives.iter().zip(&state.drives).try_for_each(|(drive, state)| match (drive, state) {
+        (Some(drive), Some(state)) => check_drive(drive, state),
+        (None, None) => Ok(()),
+        _ => Err(refuse("other drives")),
+    })
+}
+
+impl SaveRestore for PiixIde {
+    type State = PiixIdeState;
+
+    /// Call [`PiixIde::quiesce`] before. A command that is still at its disk is saved as failed.
+    fn save(&self) -> PiixIdeState {
+        let Self { config, channels: [primary, secondary], memory: _ } = self;
+        PiixIdeState { config: config.save(), channels: [save_channel(primary), save_channel(secondary)] }
+    }
+
+    fn restore(&mut self, state: PiixIdeState) -> Result<(), RestoreError> {
+        let PiixIdeState { config, channels } = state;
+        for (channel, state) in self.channels.iter().zip(&channels) {
+            check_channel(channel, state)?;
+        }
+        self.config.restore(config)?;
+        for (channel, state) in self.channels.iter_mut().zip(channels) {
+            let ChannelState { drives, second, control, bus_master } = state;
+            for (drive, state) in channel.drives.iter_mut().flatten().zip(drives.into_iter().flatten()) {
+                restore_drive(drive, state);
+            }
+            (channel.second, channel.control, channel.bus_master) = (second, control, bus_master);
+            channel.line_restored();
+        }
+        self.follow_config();
+        Ok(())
+    }
+}
