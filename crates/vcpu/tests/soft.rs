@@ -6,7 +6,9 @@ use iced_x86::code_asm::*;
 use kvm_bindings::kvm_regs;
 use trapline_device::{Clock, HostClock};
 use trapline_memory::{GuestRam, RamConfig};
-use trapline_vcpu::{Engine, Entry, Exit, Vcpu, VcpuState, Vm, VmConfig, create_vm};
+use trapline_vcpu::{
+    CpuModel, Engine, Entry, Exit, InstructionClock, Vcpu, VcpuState, Vm, VmConfig, create_vm,
+};
 use vm_memory::{Bytes, GuestAddress};
 
 const CODE: u64 = 0x7000;
@@ -224,4 +226,38 @@ fn x2apic_and_tsc_deadline() {
     assert!(matches!(m.step(), Exit::PioWrite { port: 0x80, .. }), "{:?}", m.vcpu.regs());
     assert!(m.clock.now() - before >= 1_000_000, "not before its time");
     assert_eq!(m.vcpu.sregs().unwrap().apic_base, 0xfee0_0d00);
+}
+
+/// The shadow of STI reaches over HLT, so that the window is not seen before.
+#[test]
+fn the_window_opens_behind_hlt() {
+    let mut m = machine(true, |a| {
+        a.sti()?;
+        a.hlt()?;
+        a.hlt()
+    });
+    let mut sregs = m.vcpu.sregs().unwrap();
+    sregs.apic_base = 0xfee0_0100; // disabled: INTR comes to the processor itself
+    m.vcpu.set_sregs(&sregs).unwrap();
+    let deadline = Some(m.clock.now() + 5_000_000_000);
+    let window = Entry { want_window: true, deadline, ..Entry::default() };
+    assert_eq!(m.vcpu.run(window).unwrap(), Exit::InterruptWindow);
+    assert_eq!((m.count("HLT"), m.vcpu.regs().unwrap().rip), (1, CODE + 2));
+    assert!(m.vcpu.ready_for_extint());
+}
+
+#[test]
+fn counted_time_has_one_vcpu_and_no_kvm() {
+    let icount = Arc::new(InstructionClock::new(3).unwrap());
+    let config = VmConfig { icount: Some(icount.clone()), ..VmConfig::default() };
+    let vm = create_vm(Engine::Soft, &config).unwrap();
+    vm.create_vcpu(0).unwrap();
+    let refused = vm.create_vcpu(1).err().unwrap();
+    assert!(refused.to_string().contains("second vcpu"), "{refused}");
+    assert_eq!((icount.now(), vm.clock().unwrap().clock), (0, 0), "nothing was executed");
+    for config in [config, VmConfig { cpu: Some(CpuModel::max()), ..VmConfig::default() }] {
+        let refused = create_vm(Engine::Kvm, &config).err().unwrap();
+        assert!(refused.to_string().contains("not supported by the kvm engine"), "{refused}");
+    }
+    assert!(InstructionClock::new(InstructionClock::MAX_SHIFT + 1).is_err());
 }

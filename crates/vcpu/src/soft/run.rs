@@ -36,6 +36,9 @@ impl SoftVcpu {
         self.answer(entry.answer)?;
         let Entry { answer: _, extint, want_window: window, deadline } = entry;
         self.wanted = Wanted { extint: extint.or(self.wanted.extint), window, deadline };
+        if let Some(exit) = self.second.take() {
+            return Ok(exit);
+        }
         loop {
             if let Some(exit) = self.step()? {
                 return Ok(exit);
@@ -78,6 +81,11 @@ impl SoftVcpu {
             return Ok(Some(Exit::Deadline));
         }
         if self.mp_state != KVM_MP_STATE_RUNNABLE {
+            // STI and HLT: the window opens behind HLT.
+            let halted = self.mp_state == KVM_MP_STATE_HALTED;
+            if halted && self.wanted.window && crate::Vcpu::ready_for_extint(self) {
+                return Ok(Some(Exit::InterruptWindow));
+            }
             return self.wait();
         }
         if self.init_pending() {
@@ -271,7 +279,7 @@ impl SoftVcpu {
     fn init(&mut self, inbox: &mut Inbox) {
         self.root.reset(true);
         self.injection = None;
-        (self.pending, self.replaying) = (Pending::Nothing, false);
+        (self.pending, self.second, self.replaying) = (Pending::Nothing, None, false);
         inbox.nmi = 0;
         let bootstrap = inbox.lapic.as_ref().is_none_or(|lapic| lapic.apic_base() & 1 << 8 != 0);
         if let Some(lapic) = &mut inbox.lapic {
