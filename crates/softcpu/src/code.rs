@@ -36,6 +36,8 @@ pub mod key {
 /// Operations the arena holds before it is dropped and filled anew.
 const ARENA_OPS: usize = 1 << 20;
 const BUCKETS: usize = 1 << 16;
+/// Small enough for a host's first-level cache.
+const RECENT: usize = 1 << 10;
 /// Writes to a page without code after which it is no longer watched.
 const IDLE_WRITES: u32 = 64;
 /// Sub-page grain of write detection.
@@ -52,6 +54,24 @@ struct Block {
     /// Next block in the bucket.
     next: u32,
     valid: bool,
+}
+
+/// A block that can be entered without a look at its `Block`. It may be invalid by now: its operations
+/// say so themselves.
+#[derive(Clone, Copy)]
+struct Recent {
+    hpa: u64,
+    op: Option<OpRef>,
+    key: u32,
+}
+
+impl Recent {
+    const NONE: Self = Self { hpa: u64::MAX, op: None, key: 0 };
+
+    #[inline(always)]
+    fn slot(hpa: u64) -> usize {
+        (hpa ^ hpa >> 10) as usize & (RECENT - 1)
+    }
 }
 
 /// The blocks of one page.
@@ -84,6 +104,8 @@ pub struct CodeCache {
     blocks: Vec<Block>,
     buckets: Box<[u32; BUCKETS]>,
     pages: HashMap<u64, CodePage>,
+    /// In front of `buckets`: the blocks that chains went to lately.
+    recent: Box<[Recent; RECENT]>,
     /// The key of the blocks that run now.
     pub(crate) key: u32,
     /// The block that `block_at` found last.
@@ -148,6 +170,7 @@ impl CodeCache {
             blocks: vec![none],
             buckets,
             pages: HashMap::new(),
+            recent: Box::new([Recent::NONE; RECENT]),
             key: 0,
             latest: 0,
             patch: None,
@@ -180,6 +203,19 @@ impl CodeCache {
         0
     }
 
+    /// The block at `hpa` for the running modes, if a chain may go to it; remembered for next time.
+    #[inline(never)]
+    fn find_linkable(&mut self, hpa: u64) -> Option<OpRef> {
+        let id = self.find(hpa, self.key);
+        let b = self.blocks.get(id as usize)?;
+        if id == 0 || b.tail.is_some() {
+            return None;
+        }
+        let first = self.op(b.first as usize);
+        self.recent[Recent::slot(hpa)] = Recent { hpa, op: Some(first), key: self.key };
+        Some(first)
+    }
+
     /// Drops everything. Not while a chain runs.
     fn flush(&mut self, shared: &Shared) {
         for page in self.pages.keys() {
@@ -191,6 +227,7 @@ impl CodeCache {
         self.used = 0;
         self.patch = None;
         self.latest = 0;
+        self.recent.fill(Recent::NONE);
         self.stats.flushes += 1;
     }
 
@@ -271,6 +308,10 @@ impl CodeCache {
     fn drop_block(&mut self, id: u32) {
         let b = &mut self.blocks[id as usize];
         b.valid = false;
+        let recent = &mut self.recent[Recent::slot(b.hpa)];
+        if recent.hpa == b.hpa {
+            *recent = Recent::NONE;
+        }
         let (first, ops, next) = (b.first as usize, b.ops as usize, b.next);
         let bucket = Self::bucket(b.hpa, b.key);
         for i in first..first + ops {
@@ -445,12 +486,13 @@ impl Cpu {
     pub(crate) fn cached_block(&mut self, rip: u64) -> Option<OpRef> {
         let lin = if self.long64 { rip } else { self.seg[seg::CS].base.wrapping_add(rip) & 0xffff_ffff };
         let hpa = self.mmu.cached_fetch(lin)?;
-        let id = self.code.find(hpa, self.code.key);
-        let b = &self.code.blocks[id as usize];
-        if id == 0 || b.tail.is_some() {
-            return None;
+        let recent = self.code.recent[Recent::slot(hpa)];
+        if recent.hpa == hpa && recent.key == self.code.key {
+            self.regs[usize::from(crate::cpu::RBLOCK)] = rip;
+            return recent.op;
         }
+        let first = self.code.find_linkable(hpa)?;
         self.regs[usize::from(crate::cpu::RBLOCK)] = rip;
-        Some(self.code.op(b.first as usize))
+        Some(first)
     }
 }
