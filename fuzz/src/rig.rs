@@ -168,9 +168,21 @@ impl Rig {
         self.write(pa, &value.to_le_bytes());
     }
 
-    /// A gate for `vector`: an interrupt gate, or a real-mode vector.
-    pub fn gate(&mut self, vector: u8, to: u16) {
+    /// A gate for `vector`: an interrupt gate, or a real-mode vector, to this offset in the code.
+    ///
+    /// It leads through a NOP and a jump: where a handler's first instruction faults, and the next one's, no
+    /// instruction would ever complete, and limits are counts of completed instructions.
+    pub fn gate(&mut self, vector: u8, handler: u16) {
         let vector = u64::from(vector);
+        let to = 0x1000 + vector as u16 * 8;
+        let rel = i32::from(handler) - i32::from(to);
+        if self.mode == Mode::Real {
+            let [low, high, ..] = (rel - 4).to_le_bytes();
+            self.write(CODE + u64::from(to), &[0x90, 0xe9, low, high]);
+        } else {
+            let [a, b, c, d] = (rel - 6).to_le_bytes();
+            self.write(CODE + u64::from(to), &[0x90, 0xe9, a, b, c, d]);
+        }
         let at = CODE + u64::from(to);
         if self.mode == Mode::Real {
             return self.write(4 * vector, &((CODE << 12) as u32 | u32::from(to)).to_le_bytes());
