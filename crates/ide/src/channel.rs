@@ -17,7 +17,7 @@ pub(crate) struct Channel {
     pub mastering: bool,
     /// The level of the line.
     pub line_level: bool,
-    irq: IrqLine,
+    pub irq: IrqLine,
 }
 
 impl Channel {

@@ -119,10 +119,11 @@ impl PiixIde {
 
     /// Claims the compatibility ports as IDETIM says, and lets the channels master the bus.
     pub(crate) fn follow_config(&mut self) {
-        let mastering = self.config.command().contains(Command::BUS_MASTER);
+        let command = self.config.command();
+        let (io, mastering) = (command.contains(Command::IO), command.contains(Command::BUS_MASTER));
         for (i, ((command, control), channel)) in PORTS.into_iter().zip(&mut self.channels).enumerate() {
             let idetim = self.config.get(IDETIM + 2 * i as u16, Word) as u16;
-            let decode = idetim & IDETIM_DECODE != 0;
+            let decode = io && idetim & IDETIM_DECODE != 0;
             let range = |start: u16, len| AddressRange { space: Space::Io, start: start.into(), len };
             let region = PRIMARY_COMMAND + 2 * i;
             self.config.set_fixed_range(region, decode.then(|| range(command, 8)));

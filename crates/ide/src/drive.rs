@@ -115,8 +115,8 @@ pub struct Drive {
     pub(crate) identity: DriveIdentity,
     /// `None`: a CD-ROM without a disc.
     pub(crate) io: Option<Io>,
-    in_flight: Option<u64>,
-    next_id: u64,
+    pub(crate) in_flight: Option<u64>,
+    pub(crate) next_id: u64,
 }
 
 /// What a drive says it is.

@@ -48,25 +48,43 @@ fn refuse(what: &str) -> RestoreError {
 }
 
 fn save_drive(drive: &Drive) -> DriveState {
-    let (phase, job) = (drive.phase, drive.job.clone());
-    let sectors = if drive.cd.is_some() { 0 } else { drive.sectors() };
-    let (stage, mut regs, mut intrq) = (&drive.stage, drive.regs.clone(), drive.intrq);
-    let (phase, job) = if drive.in_flight() {
-        // Not quiesced: the bytes are with the engine. The guest will see a command that failed.
-        regs.fail(Error::ABRT);
-        intrq = true;
-        (Phase::Idle, Job::None)
-    } else {
-        (phase, job)
+    let sectors = size_of(drive);
+    // What the drive is, and its disk, are wiring; operations are named anew.
+    let Drive { regs, intrq, phase, job, stage, settings, cd, identity: _, io: _, in_flight, next_id: _ } =
+        drive;
+    let mut state = DriveState {
+        regs: regs.clone(),
+        intrq: *intrq,
+        phase: *phase,
+        job: job.clone(),
+        stage: stage.bytes().to_vec(),
+        pos: stage.pos,
+        block_end: stage.block_end,
+        settings: settings.clone(),
+        cd: cd.clone(),
+        sectors,
     };
-    let bytes = if phase == Phase::Idle { Vec::new() } else { stage.bytes().to_vec() };
-    let (pos, block_end) = if phase == Phase::Idle { (0, 0) } else { (stage.pos, stage.block_end) };
-    let (settings, cd) = (drive.settings.clone(), drive.cd.clone());
-    DriveState { regs, intrq, phase, job, stage: bytes, pos, block_end, settings, cd, sectors }
+    if in_flight.is_some() {
+        // Not quiesced: the bytes are with the engine. The guest will see a command that failed.
+        state.regs.fail(Error::ABRT);
+        state.intrq = true;
+        (state.phase, state.job) = (Phase::Idle, Job::None);
+    }
+    if state.phase == Phase::Idle {
+        // What is left in the buffer means nothing.
+        state.stage.clear();
+        (state.pos, state.block_end) = (0, 0);
+    }
+    state
+}
+
+/// Sectors of a disk; 0 for a CD-ROM, whose disc may have been changed.
+fn size_of(drive: &Drive) -> u64 {
+    if drive.cd.is_some() { 0 } else { drive.sectors() }
 }
 
 fn check_drive(drive: &Drive, state: &DriveState) -> Result<(), RestoreError> {
-    let sectors = if drive.cd.is_some() { 0 } else { drive.sectors() };
+    let sectors = size_of(drive);
     if state.cd.is_some() != drive.cd.is_some() || state.sectors != sectors {
         return Err(refuse("another kind or size of drive"));
     }
@@ -101,12 +119,21 @@ fn restore_drive(drive: &mut Drive, state: DriveState) {
 }
 
 fn save_channel(channel: &Channel) -> ChannelState {
-    let [first, second] = &channel.drives;
+    // Mastering follows the configuration space, the line's level the drives.
+    let Channel {
+        drives: [first, second],
+        second: selected,
+        control,
+        bus_master,
+        mastering: _,
+        line_level: _,
+        irq: _,
+    } = channel;
     ChannelState {
         drives: [first.as_ref().map(save_drive), second.as_ref().map(save_drive)],
-        second: channel.second,
-        control: channel.control,
-        bus_master: channel.bus_master.clone(),
+        second: *selected,
+        control: *control,
+        bus_master: bus_master.clone(),
     }
 }
 

@@ -3,6 +3,7 @@
 use super::features::{DmaMode, MULTIPLE_MAX};
 use super::trim::TRIM_BLOCKS;
 use crate::drive::{Drive, SECTOR};
+use crate::regs::DEVICE_DEV;
 
 /// A sector of words, numbered as in the standard.
 pub(crate) struct Words(pub [u8; SECTOR]);
@@ -55,7 +56,7 @@ impl Drive {
     /// Words 49, 51, 53, 62 to 68, 80 and 88, which disks and CD-ROMs share: transfer modes.
     pub(crate) fn identify_modes(&self, words: &mut Words) {
         words.set(51, 0x0200); // PIO timing of mode 2, the highest without IORDY
-        words.set(53, 0x0007); // words 54 to 58, 64 to 70 and 88 are valid
+        words.set(53, 0x0006); // words 64 to 70 and 88 are valid
         let (multiword, ultra) = match self.settings.dma {
             DmaMode::Multiword(n) => (1_u16 << 8 << n.min(2), 0),
             DmaMode::Ultra(n) => (0, 1_u16 << 8 << n.min(5)),
@@ -88,7 +89,8 @@ impl Drive {
         self.identify_geometry(&mut words, total);
         words.set_wide(60, total.min(0x0fff_ffff), 2);
         self.identify_features(&mut words);
-        words.set(93, 0x6001 | if self.regs.device & 0x10 == 0 { 0 } else { 0x0a00 });
+        // An 80-conductor cable; which drive this is, it knows from its jumper; diagnostics passed.
+        words.set(93, if self.regs.device & DEVICE_DEV == 0 { 0x600b } else { 0x6b00 });
         words.set_wide(100, total, 4);
         self.identify_sector_size(&mut words);
         words.set(217, 1); // does not rotate
@@ -102,6 +104,7 @@ impl Drive {
     fn identify_geometry(&self, words: &mut Words, total: u64) {
         let settings = &self.settings;
         let (c, h, s) = (settings.cylinders, settings.heads, settings.sectors_per_track);
+        words.set(53, 0x0007); // these are valid too
         words.set(54, c);
         words.set(55, h.into());
         words.set(56, s.into());

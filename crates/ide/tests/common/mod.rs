@@ -14,6 +14,8 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 pub use trapline_device::AccessSize::{Byte, Dword, Word};
 
+/// Offset of BMIC.
+pub const BUS_MASTER_COMMAND: u16 = 0;
 pub const RAM: usize = 4 << 20;
 /// Where tests put their descriptors.
 pub const TABLE: u64 = 0x1000;
