@@ -10,7 +10,7 @@ const IOAPIC_SELECT: u32 = 0xfec0_0000;
 const IOAPIC_WINDOW: u32 = 0xfec0_0010;
 
 /// Guest: starts channel 0 as a rate generator of `divisor` ticks.
-fn start_pit(a: &mut CodeAssembler, divisor: u32) -> AsmResult {
+pub fn start_pit(a: &mut CodeAssembler, divisor: u32) -> AsmResult {
     for (port, value) in [(0x43, 0x34), (0x40, divisor & 0xff), (0x40, divisor >> 8)] {
         out(a, port, value)?;
     }
@@ -18,7 +18,7 @@ fn start_pit(a: &mut CodeAssembler, divisor: u32) -> AsmResult {
 }
 
 /// Guest: ICW1 to ICW4 of both chips, vectors from 0x20 and 0x28, and the masks.
-fn start_pic(a: &mut CodeAssembler, mask: u32) -> AsmResult {
+pub fn start_pic(a: &mut CodeAssembler, mask: u32) -> AsmResult {
     for (port, value) in [
         (0x20, 0x11),
         (0x21, 0x20),

@@ -2,6 +2,7 @@
 
 mod harness;
 mod hostile;
+mod icount;
 mod input;
 mod interrupts;
 mod refusals;

@@ -31,6 +31,8 @@ fn impossible_machines_are_refused_in_one_line() {
         (MicrovmConfig { memory: 1 << 60, ..config(&good) }, "too large"),
         (MicrovmConfig { cpus: 0, ..config(&good) }, "processors"),
         (MicrovmConfig { cpus: 255, ..config(&good) }, "processors"),
+        (MicrovmConfig { icount: Some(0), cpus: 2, ..config(&good) }, "one processor"),
+        (MicrovmConfig { icount: Some(11), ..config(&good) }, "nanoseconds an instruction"),
         (MicrovmConfig { serial: Serial::File("/nowhere/log".into()), ..config(&good) }, "serial output"),
     ];
     for (config, expected) in cases {
