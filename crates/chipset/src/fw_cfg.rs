@@ -152,6 +152,6 @@ mod tests {
         bytes(&mut dev, SIGNATURE, 2);
         let mut other = FwCfg::new();
         other.restore(dev.save()).unwrap();
-        assert_eq!(other.read(0, 1, AccessSize::Byte), u32::from(b'E'));
+        assert_eq!(other.read(0, 1, AccessSize::Byte), u32::from(b'M'));
     }
 }
