@@ -156,3 +156,20 @@ fn a_state_of_another_disk_is_refused() {
     assert!(other.ide.lock().unwrap().restore(state.clone()).is_err());
     assert!(Pc::with_disc(8).ide.lock().unwrap().restore(state).is_err());
 }
+
+#[test]
+fn a_state_taken_without_quiescing_has_the_command_fail() {
+    let (one, two) = (board(numbered(2048), true), board(numbered(2048), true));
+    one.lba28(0x20, 5, 1);
+    assert_eq!(one.alternate(), 0x80);
+    let state = one.ide.lock().unwrap().save();
+    two.ide.lock().unwrap().restore(state).unwrap();
+    assert!(two.irq());
+    assert_eq!((two.status(), two.get(1)), (0x51, 0x04));
+    // Quiesced, it goes on with the data.
+    one.ide.lock().unwrap().quiesce();
+    let state = one.ide.lock().unwrap().save();
+    two.ide.lock().unwrap().restore(state).unwrap();
+    assert_eq!(two.status(), 0x58);
+    assert_eq!(two.insw(512), sectors(5, 1));
+}

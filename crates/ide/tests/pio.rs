@@ -201,6 +201,11 @@ fn power_flush_smart() {
         pc.set(7, command);
         assert_eq!((pc.status(), pc.get(2)), (0x50, count), "{command:#x}");
     }
+    pc.set(7, 0xe2);
+    pc.lba28(0x20, 0, 1);
+    pc.insw(512);
+    pc.set(7, 0xe5);
+    assert_eq!(pc.get(2), 0xff, "a read wakes it");
     for flush in [0xe7, 0xea] {
         pc.set(7, flush);
         assert_eq!(pc.status(), 0x50);

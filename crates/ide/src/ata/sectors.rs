@@ -98,6 +98,7 @@ impl Drive {
     }
 
     pub(crate) fn start_sectors(&mut self, kind: Kind, addressing: Addressing, block: u32, dma: bool) {
+        self.settings.standby = false; // access to the medium wakes it
         let left = match addressing {
             Addressing::Bits28 => self.regs.count28(),
             Addressing::Bits48 => self.regs.count48(),
