@@ -9,7 +9,9 @@
 //! | [`boot`] | kernel loading, ACPI tables |
 //! | [`vcpu`] | virtual machines and processors on either engine: KVM, or `soft` |
 //! | [`softcpu`] | the processor in software |
-//! | [`chipset`], [`irqchip`] | the devices of a PC |
+//! | [`chipset`], [`irqchip`], [`ide`] | the devices of a PC |
+//! | [`pci`] | configuration space, BARs, capabilities, bridges |
+//! | [`disk`] | disk images, cache modes, asynchronous I/O |
 //! | [`device`] | what a device is: traits, buses, interrupt lines, clocks |
 //! | [`memory`] | guest memory, EPT, page-table walkers, dirty tracking |
 //! | [`vmx`] | the VMCS as data |
@@ -33,9 +35,12 @@
 pub use trapline_boot as boot;
 pub use trapline_chipset as chipset;
 pub use trapline_device as device;
+pub use trapline_disk as disk;
+pub use trapline_ide as ide;
 pub use trapline_irqchip as irqchip;
 pub use trapline_machine as machine;
 pub use trapline_memory as memory;
+pub use trapline_pci as pci;
 pub use trapline_softcpu as softcpu;
 pub use trapline_vcpu as vcpu;
 pub use trapline_vmx as vmx;
