@@ -350,7 +350,7 @@ impl SoftVcpu {
     }
 
     /// An access to the local APIC's page, if it is one.
-    fn apic_access(&mut self, gpa: u64, size: AccessSize, write: Option<u64>) -> Option<u64> {
+    pub(super) fn apic_access(&mut self, gpa: u64, size: AccessSize, write: Option<u64>) -> Option<u64> {
         let time = self.time();
         let (value, effect) = {
             let mut inbox = self.mailbox.inbox();
@@ -395,6 +395,8 @@ impl SoftVcpu {
                 self.finish_ins(size, count);
             }
             Pending::Mmio { .. } => self.go_on(value),
+            Pending::InsToDevice { size, gpa } => self.second = self.store_ins(size, gpa, value),
+            Pending::OutsFromDevice { size, port } => self.second = self.send_outs(size, port, value),
         }
         Ok(())
     }

@@ -77,7 +77,7 @@ impl SoftVcpu {
                 self.inject_fault(vector::PF, Some(code));
             }
             Fault::Vector(vector) => self.inject_fault(vector, Some(0)),
-            // A device in the way of OUTS: reads as all-ones would; not modelled.
+            // The guest's own tables have changed meanwhile.
             Fault::NoMemory => self.skip_instruction(),
         }
     }
@@ -94,13 +94,15 @@ impl SoftVcpu {
         if io.input() {
             let run = self.string_run(Segment::Es, reg::RDI, mask, size, left, true)?;
             // The device is read only if there is where to put it.
-            self.for_each_part(
-                memory,
-                run.linear,
-                u64::from(run.count) * size.bytes() as u64,
-                true,
-                |_, _| {},
-            )?;
+            let bytes = u64::from(run.count) * size.bytes() as u64;
+            match self.for_each_part(memory, run.linear, bytes, true, |_, _| {}) {
+                Err(Fault::NoMemory) => {
+                    let gpa = self.guest_physical(memory, run.linear).ok_or(Fault::NoMemory)?;
+                    self.pending = Pending::InsToDevice { size, gpa };
+                    return Ok(Some(Exit::PioRead { port, size }));
+                }
+                placed => placed?,
+            }
             let (count, single) = (run.count, run.count == 1);
             self.pending = Pending::Ins { size, count, single };
             if single {
@@ -125,6 +127,9 @@ impl SoftVcpu {
             at += len;
         });
         self.block = bytes;
+        if let Err(Fault::NoMemory) = read {
+            return self.outs_from_device(memory, linear, size, port);
+        }
         read?;
         self.advance(reg::RSI, mask, size, count, io.rep());
         if count > 1 {
@@ -134,6 +139,50 @@ impl SoftVcpu {
         let mut value = [0; 4];
         value.iter_mut().zip(&self.block).for_each(|(to, from)| *to = *from);
         Ok(self.write_port(port, size, u32::from_le_bytes(value)))
+    }
+
+    /// An element of OUTS that lies where no memory is: a device has it.
+    fn outs_from_device(
+        &mut self,
+        memory: &Memory,
+        linear: u64,
+        size: AccessSize,
+        port: u16,
+    ) -> Result<Option<Exit>, Fault> {
+        let gpa = self.guest_physical(memory, linear).ok_or(Fault::NoMemory)?;
+        if let Some(value) = self.apic_access(gpa, size, None) {
+            return Ok(self.send_outs(size, port, value));
+        }
+        self.pending = Pending::OutsFromDevice { size, port };
+        Ok(Some(Exit::MmioRead { addr: gpa, size }))
+    }
+
+    /// Sends the element of OUTS that a device's memory had, and moves on.
+    pub(super) fn send_outs(&mut self, size: AccessSize, port: u16, value: u64) -> Option<Exit> {
+        let (mask, rep) = self.string_instruction();
+        self.advance(reg::RSI, mask, size, 1, rep);
+        self.write_port(port, size, (value & size.ones()) as u32)
+    }
+
+    /// Stores an element of INS to a device's memory, and moves on.
+    pub(super) fn store_ins(&mut self, size: AccessSize, gpa: u64, value: u64) -> Option<Exit> {
+        let (mask, rep) = self.string_instruction();
+        self.advance(reg::RDI, mask, size, 1, rep);
+        let value = value & size.ones();
+        if self.apic_access(gpa, size, Some(value)).is_some()
+            || self.signal_io_event(IoEventAddress::Mmio(gpa), size, value)
+        {
+            return None;
+        }
+        Some(Exit::MmioWrite { addr: gpa, size, value })
+    }
+
+    /// Address mask of the string instruction that exited, and whether it is repeated.
+    fn string_instruction(&self) -> (u64, bool) {
+        let cpu = &self.root.cpu;
+        let io = IoAccess::from_bits(cpu.vmcs_read(Field::ExitQualification));
+        let info = InstructionInfo::from_bits(cpu.vmcs_read(Field::ExitInstructionInfo) as u32);
+        (info.address_size().map_or(u64::MAX, |a| a.mask()), io.rep())
     }
 
     /// How far a string instruction gets in one go: to the page's end, upwards.

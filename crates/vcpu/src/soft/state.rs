@@ -53,7 +53,7 @@ impl SoftVcpu {
     /// The state is another one now: what was under way is not finished.
     fn abandon_instruction(&mut self) {
         self.root.cpu.drop_device_accesses();
-        (self.pending, self.replaying) = (Pending::Nothing, false);
+        (self.pending, self.second, self.replaying) = (Pending::Nothing, None, false);
     }
 
     fn segment(&self, segment: Segment) -> kvm_segment {

@@ -27,6 +27,10 @@ pub(super) enum Pending {
     Ins { size: AccessSize, count: u32, single: bool },
     /// The data of OUTS is still to be seen.
     Outs,
+    /// One element of INS that goes to a device's memory.
+    InsToDevice { size: AccessSize, gpa: u64 },
+    /// One element of OUTS that comes from a device's memory.
+    OutsFromDevice { size: AccessSize, port: u16 },
     /// A memory access is to be answered, and the instruction to be run on.
     Mmio { read: bool },
 }
@@ -35,7 +39,11 @@ impl Pending {
     /// What the next entry must bring.
     pub fn expects(&self) -> Answer {
         match self {
-            Self::In { .. } | Self::Ins { single: true, .. } | Self::Mmio { read: true } => Answer::Value(0),
+            Self::In { .. }
+            | Self::Ins { single: true, .. }
+            | Self::InsToDevice { .. }
+            | Self::OutsFromDevice { .. }
+            | Self::Mmio { read: true } => Answer::Value(0),
             Self::Ins { .. } => Answer::Block,
             _ => Answer::None,
         }
@@ -65,6 +73,8 @@ pub(super) struct SoftVcpu {
     /// `KVM_MP_STATE_*`.
     pub mp_state: u32,
     pub pending: Pending,
+    /// The second exit of an instruction that moves data between two devices.
+    pub second: Option<Exit>,
     /// Data of string I/O.
     pub block: Vec<u8>,
     /// To be injected at the next entry.
@@ -98,6 +108,7 @@ impl SoftVcpu {
             cpuid: Vec::new(),
             mp_state: if runnable { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_UNINITIALIZED },
             pending: Pending::Nothing,
+            second: None,
             block: Vec::new(),
             injection: None,
             replaying: false,
@@ -195,7 +206,10 @@ impl Vcpu for SoftVcpu {
 
     fn complete(&mut self, answer: Answer) -> Result<Option<Exit>> {
         self.answer(answer)?;
-        let exit = self.finish_instruction()?;
+        let exit = match self.second.take() {
+            None => self.finish_instruction()?,
+            exit => exit,
+        };
         Ok(exit.map(|exit| self.count(exit)))
     }
 

@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::*;
 use trapline_device::AccessSize::{self, Byte, Dword, Word};
-use trapline_vcpu::{Answer, Error, Exit};
+use trapline_vcpu::{Answer, Engine, Error, Exit};
 
 use crate::harness::*;
 
@@ -167,5 +167,64 @@ fn an_answer_of_the_wrong_kind_is_refused_and_changes_nothing() {
         assert!(matches!(machine.vcpu.run(Answer::Block.into()), Err(Error::Answer { .. })));
         let exit = machine.run(Answer::Value(0x5a));
         assert_eq!(machine.done(exit).rax, 0x5a);
+    });
+}
+
+#[test]
+fn rep_ins_stores_to_a_device() {
+    on_every_engine(|engine| {
+        if engine == Engine::Kvm {
+            return; // it may read ahead
+        }
+        let mut machine = Machine::new(engine, Mode::Long, |a| {
+            a.mov(dx, 0x1f0)?;
+            a.mov(rdi, MMIO + 0xfff)?;
+            a.mov(ecx, 2)?;
+            a.rep().insb()?;
+            a.done()
+        });
+        let mut exit = machine.step();
+        for (n, value) in (0..).zip([0x11, 0x22]) {
+            assert!(matches!(exit, Exit::PioRead { port: 0x1f0, size: Byte }), "{exit:?}");
+            exit = machine.run(Answer::Value(value));
+            assert!(
+                matches!(exit, Exit::MmioWrite { addr, size: Byte, value: v } if (addr, v) == (MMIO + 0xfff + n, value)),
+                "{exit:?}"
+            );
+            exit = machine.step();
+        }
+        let regs = machine.done(exit);
+        assert_eq!((regs.rcx, regs.rdi), (0, MMIO + 0x1001));
+    });
+}
+
+#[test]
+fn rep_outs_loads_from_a_device() {
+    on_every_engine(|engine| {
+        if engine == Engine::Kvm {
+            return; // it may read ahead
+        }
+        let mut machine = Machine::new(engine, Mode::Long, |a| {
+            a.mov(dx, 0x1f0)?;
+            a.mov(rsi, MMIO + 8)?;
+            a.mov(ecx, 2)?;
+            a.rep().outsw()?;
+            a.done()
+        });
+        let mut exit = machine.step();
+        for (n, value) in (0..).zip([0x1122, 0x3344]) {
+            assert!(
+                matches!(exit, Exit::MmioRead { addr, size: Word } if addr == MMIO + 8 + 2 * n),
+                "{exit:?}"
+            );
+            exit = machine.run(Answer::Value(value));
+            assert!(
+                matches!(exit, Exit::PioWrite { port: 0x1f0, size: Word, value: v } if u64::from(v) == value),
+                "{exit:?}"
+            );
+            exit = machine.step();
+        }
+        let regs = machine.done(exit);
+        assert_eq!((regs.rcx, regs.rsi), (0, MMIO + 12));
     });
 }
