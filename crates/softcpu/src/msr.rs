@@ -76,8 +76,11 @@ const ARCH_CAPABILITIES: u64 = 1
     | 1 << 24
     | 1 << 26
     | 1 << 27;
-/// Fast strings; branch trace storage and PEBS unavailable.
-const MISC_ENABLE: u64 = 1 | 1 << 11 | 1 << 12;
+/// Branch trace storage and PEBS unavailable.
+const MISC_ENABLE_FIXED: u64 = 1 << 11 | 1 << 12;
+/// Kept as written, without effect: fast strings, thermal control, SpeedStep, MONITOR, limited CPUID, xTPR
+/// messages off, execute-disable off.
+const MISC_ENABLE_KEPT: u64 = 1 | 1 << 3 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
 /// Eight variable ranges, fixed ranges, write combining.
 const MTRR_CAP: u64 = 8 | 1 << 8 | 1 << 10;
 /// Numbers of the fixed-range registers after the first.
@@ -105,6 +108,8 @@ pub struct Msrs {
     pub sysenter_esp: u64,
     pub sysenter_eip: u64,
     pub mcg_status: u64,
+    /// IA32_MISC_ENABLE: the bits that can be written.
+    pub misc_enable: u64,
     pub debugctl: u64,
     pub pat: u64,
     pub mtrr_def_type: u64,
@@ -140,6 +145,7 @@ impl Default for Msrs {
             sysenter_esp: 0,
             sysenter_eip: 0,
             mcg_status: 0,
+            misc_enable: 1,
             debugctl: 0,
             pat: 0x0007_0406_0007_0406,
             mtrr_def_type: 0,
@@ -196,7 +202,7 @@ impl Cpu {
             i::SYSENTER_ESP => m.sysenter_esp,
             i::SYSENTER_EIP => m.sysenter_eip,
             i::MCG_STATUS => m.mcg_status,
-            i::MISC_ENABLE => MISC_ENABLE,
+            i::MISC_ENABLE => m.misc_enable | MISC_ENABLE_FIXED,
             i::DEBUGCTL => m.debugctl,
             i::MTRR_BASE0..=i::MTRR_MASK7 => m.mtrr_variable[(msr & 15) as usize],
             i::MTRR_FIX_64K..=0x26f => m.mtrr_fixed[fixed_range(msr).ok_or(MsrError::Unknown(msr))?],
@@ -277,8 +283,7 @@ impl Cpu {
                 need(v & !7 == 0)?;
                 self.msr.mcg_status = v;
             }
-            // What it switches does not exist.
-            i::MISC_ENABLE => {}
+            i::MISC_ENABLE => self.msr.misc_enable = v & MISC_ENABLE_KEPT,
             i::DEBUGCTL => {
                 need(v & !3 == 0)?;
                 self.msr.debugctl = v;
@@ -343,7 +348,7 @@ impl Cpu {
         Ok(())
     }
 
-    fn intel(&self) -> bool {
+    pub(crate) fn intel(&self) -> bool {
         self.model.vendor == Vendor::Intel
     }
 

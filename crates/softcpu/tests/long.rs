@@ -5,6 +5,7 @@ mod common;
 use common::{CODE, DATA, Machine, STACK, TABLES, TSS, USER_STACK, rights, sel};
 use iced_x86::code_asm::*;
 use trapline_softcpu::cpu::{attr, cr4, reg, seg};
+use trapline_softcpu::cpuid::Model;
 use trapline_softcpu::flags::bits;
 use trapline_softcpu::msr::index;
 
@@ -532,4 +533,60 @@ fn code_goes_on_after_wrmsr() {
         a.hlt()
     });
     assert_eq!((m.cpu.msr.star, m.cpu.seg[seg::GS].base, m.reg(reg::RDX)), (5, 5, 1));
+}
+
+#[test]
+fn a_segment_dropped_on_the_way_to_user_mode_keeps_its_base() {
+    let mut m = Machine::long();
+    m.gate64(3, HANDLER, 0xee, 0);
+    m.halt_at(HANDLER);
+    m.write(DATA + 0x40, 0x1234_5678_9abc_def0_u64);
+    m.code_at(USER, 64, |a| {
+        a.mov(ebx, gs)?;
+        a.mov(rax, qword_ptr(0x40).gs())?;
+        a.int3()
+    });
+    let base = m.cpu.seg[seg::GS].base;
+    m.cpu.seg[seg::GS].base = DATA;
+    assert_ne!(base, DATA);
+    assert_eq!(m.cpu.seg[seg::GS].dpl(), 0);
+    assert!(!m.cpu.seg[seg::GS].unusable());
+    run_user(&mut m, bits::FIXED);
+    assert_eq!(m.reg(reg::RBX) as u16, 0, "the selector is null");
+    assert_eq!(m.reg(reg::RAX), 0x1234_5678_9abc_def0);
+}
+
+#[test]
+fn misc_enable_keeps_what_can_be_written() {
+    let mut m = Machine::long();
+    m.cpu.write_msr(index::MISC_ENABLE, 0x4_00c5_1889).unwrap();
+    assert_eq!(m.cpu.read_msr(index::MISC_ENABLE).unwrap(), 0x4_00c5_1809);
+    m.cpu.write_msr(index::MISC_ENABLE, 0).unwrap();
+    assert_eq!(m.cpu.read_msr(index::MISC_ENABLE).unwrap(), 0x1800);
+}
+
+#[test]
+fn syscall_from_compatibility_mode_is_amds() {
+    for (model, amd) in [("max,vendor=amd", true), ("max", false)] {
+        let mut m = Machine::long();
+        m.cpu.model = std::sync::Arc::new(Model::named(model).unwrap());
+        m.cpu.write_msr(index::STAR, 0x0008 << 32).unwrap();
+        m.cpu.write_msr(index::CSTAR, KERNEL).unwrap();
+        m.gate64(6, HANDLER, 0x8e, 0);
+        m.halt_at(HANDLER);
+        m.halt_at(KERNEL);
+        m.code_at(USER, 32, |a| a.syscall());
+        m.run_code(|a| {
+            a.push(i32::from(sel::USER_DATA))?;
+            a.push(USER_STACK as i32)?;
+            a.push(bits::FIXED as i32)?;
+            a.push(i32::from(sel::USER_CODE32))?;
+            a.push(USER as i32)?;
+            a.iretq()
+        });
+        assert_eq!(m.cpu.rip, if amd { KERNEL } else { HANDLER } + 1, "{model}");
+        if amd {
+            assert_eq!((m.reg(reg::RCX), m.cpu.seg[seg::CS].selector), (USER + 2, 0x08));
+        }
+    }
 }

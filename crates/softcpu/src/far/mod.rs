@@ -336,13 +336,14 @@ impl Cpu {
         self.checked_data_segment(seg::SS, selector, cpl)
     }
 
-    /// After a return to an outer level: data segments that it may not use become null.
+    /// After a return to an outer level: data segments that it may not use become null. As processors do, only
+    /// the selector goes; the base stays, which for FS and GS counts in 64-bit mode.
     fn drop_inner_segments(&mut self) {
         for s in [seg::ES, seg::DS, seg::FS, seg::GS] {
             let d = &mut self.seg[s];
             let conforming = d.attr & 0x1c == 0x1c;
             if !d.unusable() && d.dpl() < self.cpl && !conforming {
-                *d = Segment { selector: 0, attr: attr::UNUSABLE, ..Segment::default() };
+                *d = Segment { selector: 0, base: d.base, attr: attr::UNUSABLE, ..Segment::default() };
                 self.segment_changed(s);
             }
         }

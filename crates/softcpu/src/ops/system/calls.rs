@@ -20,9 +20,9 @@ fn flat_stack(selector: u16, cpl: u8) -> Segment {
     Segment { selector: selector & !3 | u16::from(cpl), base: 0, limit: u32::MAX, attr: 0xc093 | dpl }
 }
 
-/// SYSCALL.
+/// SYSCALL. In compatibility mode it is AMD's alone.
 pub fn syscall(cpu: &mut Cpu, op: OpRef) -> Flow {
-    if cpu.efer & efer::SCE == 0 || !cpu.long64 {
+    if cpu.efer & efer::SCE == 0 || !cpu.long64 && !(cpu.lma() && !cpu.intel()) {
         let s = cpu.ud();
         return stop(cpu, op, s);
     }
@@ -35,14 +35,20 @@ fn enter_kernel(cpu: &mut Cpu, back: u64) {
     let flags = cpu.get_rflags();
     cpu.regs[usize::from(reg::RCX)] = back;
     cpu.regs[usize::from(reg::R11)] = flags;
+    let from_long = cpu.long64;
     let selector = (cpu.msr.star >> 32) as u16;
     cpu.seg[seg::CS] = flat_code(selector & !3, 0, true);
     cpu.seg[seg::SS] = flat_stack((selector & !3).wrapping_add(8), 0);
     set_flags(cpu, flags & !cpu.msr.fmask & !bits::RF);
     cpu.cpl = 0;
-    cpu.rip = cpu.msr.lstar;
-    // Still 64-bit code: nothing but the privilege level and AC has changed.
-    cpu.mmu_context_changed();
+    if from_long {
+        cpu.rip = cpu.msr.lstar;
+        // Still 64-bit code: nothing but the privilege level and AC has changed.
+        cpu.mmu_context_changed();
+    } else {
+        cpu.rip = cpu.msr.cstar;
+        cpu.mode_changed();
+    }
 }
 
 /// RFLAGS, where the caller sees to what follows.
