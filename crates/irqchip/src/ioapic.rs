@@ -229,9 +229,13 @@ impl IoApic {
     }
 
     /// The message that each pin would send, masked (`None`) or not. KVM's split irqchip wants these
-    /// as routes, to know which vectors to exit for on EOI.
+    /// as routes, to know which vectors to exit for on EOI. A pin that was masked while its interrupt is in
+    /// service still waits for that EOI, and counts as not masked.
     pub fn routes(&self) -> [Option<Msi>; PINS] {
-        lock(&self.0.state).entries.map(|entry| (!entry.has(MASKED)).then(|| entry.message()))
+        lock(&self.0.state).entries.map(|entry| {
+            let wanted = !entry.has(MASKED) || entry.has(REMOTE_IRR);
+            wanted.then(|| entry.message())
+        })
     }
 
     /// A number that changes with each write to a redirection entry: when to ask for

@@ -155,6 +155,21 @@ fn an_asserted_level_is_delivered_when_unmasked() {
 }
 
 #[test]
+fn a_pin_masked_by_its_handler_still_gets_its_eoi() {
+    let mut c = Chip::new();
+    c.set_entry(10, LEVEL | 0x62);
+    c.chip.line(10).set(true);
+    c.set_entry(10, MASKED | LEVEL | 0x62);
+    assert!(c.chip.routes()[10].is_some(), "who passes on EOIs must know the vector");
+    c.chip.end_of_interrupt(0x62);
+    assert_eq!(c.entry(10) & REMOTE_IRR, 0);
+    assert!(c.chip.routes()[10].is_none());
+    c.vectors();
+    c.set_entry(10, LEVEL | 0x62);
+    assert_eq!(c.vectors(), [0x62]);
+}
+
+#[test]
 fn nmi_init_and_extint_are_always_edges() {
     for (mode, delivery) in [(4, DeliveryMode::Nmi), (5, DeliveryMode::Init), (7, DeliveryMode::ExtInt)] {
         let mut c = Chip::new();
