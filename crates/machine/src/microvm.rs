@@ -30,10 +30,10 @@ use trapline_boot::acpi::{self, AcpiConfig};
 use trapline_boot::{RamRange, Request};
 use trapline_chipset::{
     A20Gate, AcpiPm, AcpiPmConfig, DebugExit, FwCfg, I8042, PcTestdev, Port92, PostCode, ResetControl, Rtc,
-    SystemEvents, Uart, acpi_pm, fw_cfg, i8042, pc_testdev,
+    SystemEvents, Uart, acpi_pm, fw_cfg, i8042, pc_testdev, reset_control,
 };
 use trapline_device::bus::{MmioBus, PioBus, PioBusBuilder, SharedDevice};
-use trapline_device::{Clock, HostClock, IrqLine, IrqSink};
+use trapline_device::{AccessSize, Clock, HostClock, IrqLine, IrqSink, PortIo};
 use trapline_irqchip::ioapic::IoApic;
 use trapline_irqchip::pic::PicPair;
 use trapline_irqchip::pit::Pit;
@@ -71,6 +71,7 @@ const PM1A_CONTROL: u16 = 0x604;
 const PM_TIMER: u16 = 0x608;
 const GPE0: u16 = 0x60c;
 const RESET: u16 = 0xcf9;
+const CONFIG_ADDRESS: u16 = 0xcf8;
 /// What makes the reset control register reset: SYS_RST and RST_CPU.
 const RESET_VALUE: u8 = 0x06;
 const SLP_TYP_S5: u8 = 5;
@@ -233,6 +234,7 @@ impl Microvm {
             devices.testdev = Some(Testdev::new(isa_lines(&devices.pic, &devices.ioapic), memory, cpus));
         }
         devices.set_memory_size(&ranges);
+        devices.set_up_pic();
         let input = input.map(|file| Input::new(file, devices.uart.clone())).transpose()?;
         let timers = devices.timers(vcpu0.kicker(), choice.engine, clock, touched)?;
         let shared = Arc::new(devices.wire(vm, intr, timers, control)?);
@@ -458,6 +460,19 @@ impl Devices {
         }
     }
 
+    /// Initialises the 8259A pair as a PC's firmware does: IRQ 0 to 7 at vectors 08h to 0fh, IRQ 8 to 15 at 70h
+    /// to 77h. None is masked, but no device asks before it was set up.
+    fn set_up_pic(&self) {
+        const MASTER: [u8; 4] = [0x11, 0x08, 1 << 2, 0x01]; // ICW1 to ICW4: cascade at pin 2
+        const SLAVE: [u8; 4] = [0x11, 0x70, 2, 0x01];
+        let mut pic = self.pic.clone();
+        for (region, words) in [(0, MASTER), (1, SLAVE)] {
+            for (offset, word) in [0, 1, 1, 1].into_iter().zip(words) {
+                pic.write(region, offset, AccessSize::Byte, word.into());
+            }
+        }
+    }
+
     /// Tells the CMOS memory how much RAM there is.
     fn set_memory_size(&self, ram: &[RamRange]) {
         let (low, high): (Vec<_>, Vec<_>) = ram.iter().partition(|range| range.base < 1 << 32);
@@ -507,7 +522,8 @@ impl Devices {
         ports.register(PM1A_CONTROL, 2, self.pm.clone(), acpi_pm::PM1A_CNT, "pm1a-control")?;
         ports.register(PM_TIMER, 4, self.pm.clone(), acpi_pm::PM_TMR, "pm-timer")?;
         ports.register(GPE0, 4, self.pm.clone(), acpi_pm::GPE0, "gpe0")?;
-        ports.register(RESET, 1, self.reset.clone(), 0, "reset")?;
+        // No PCI: probing for it must not reach the byte in its middle.
+        ports.register(CONFIG_ADDRESS, 4, self.reset.clone(), reset_control::CONFIG_ADDRESS, "reset")?;
         if let Some(testdev) = &self.testdev {
             ports.register(0xf4, 4, self.debug_exit.clone(), 0, "isa-debug-exit")?;
             testdev.wire_ports(&mut ports)?;
