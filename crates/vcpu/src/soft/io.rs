@@ -316,7 +316,6 @@ impl SoftVcpu {
             Err(WalkError::PageFault(code)) => Err(Fault::Page { linear, code: code.bits() }),
             Err(WalkError::Memory(fault)) => {
                 let _: EptFault<OutOfArena> = fault;
-                tracing::warn!("string I/O at {linear:#x}: no memory there");
                 Err(Fault::NoMemory)
             }
         }
