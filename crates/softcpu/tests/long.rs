@@ -590,3 +590,25 @@ fn syscall_from_compatibility_mode_is_amds() {
         }
     }
 }
+
+#[test]
+fn syscall_and_sysret_trap_by_the_flag_they_leave_behind() {
+    let mut m = Machine::long();
+    m.cpu.write_msr(index::STAR, 0x001b << 48 | 0x0008 << 32).unwrap();
+    m.cpu.write_msr(index::LSTAR, KERNEL).unwrap();
+    m.cpu.write_msr(index::FMASK, bits::TF).unwrap();
+    m.gate64(1, HANDLER, 0x8e, 0);
+    m.halt_at(HANDLER);
+    m.code_at(USER, 64, |a| {
+        a.syscall()?;
+        a.nop()
+    });
+    // SYSCALL itself does not trap, as FMASK clears TF; SYSRET, which sets it again, does at once.
+    m.code_at(KERNEL, 64, |a| {
+        a.or(r11d, bits::TF as i32)?;
+        a.sysretq()
+    });
+    run_user(&mut m, bits::FIXED);
+    assert_eq!(m.cpu.rip, HANDLER + 1);
+    assert_eq!(m.stack::<u64>(2), [USER + 2, u64::from(sel::USER_CODE)]);
+}

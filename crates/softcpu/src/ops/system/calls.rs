@@ -51,10 +51,15 @@ fn enter_kernel(cpu: &mut Cpu, back: u64) {
     }
 }
 
-/// RFLAGS, where the caller sees to what follows.
+/// RFLAGS, where the caller sees to what follows. SYSCALL and SYSRET trap by the TF that they leave behind, not
+/// by that which they started with.
 fn set_flags(cpu: &mut Cpu, v: u64) {
     cpu.flags.set(v);
     cpu.rflags = v & bits::SYSTEM | bits::FIXED;
+    cpu.step_pending = false;
+    if v & bits::TF != 0 {
+        cpu.pending_debug |= 1 << 14; // BS of DR6
+    }
 }
 
 /// SYSRET; `aux` 1 to 64-bit code.
