@@ -37,6 +37,8 @@ impl Cpu {
             self.delivering = Some(event);
             if self.enter_handler(&event).is_ok() {
                 self.delivered(&event);
+                // Timers are looked at by the count: a handler that faults at once must not stop it.
+                self.icount += 1;
                 return None;
             }
             let second = match std::mem::replace(&mut self.pending, Pending::None) {

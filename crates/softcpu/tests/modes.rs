@@ -177,3 +177,31 @@ fn control_register_rules() {
     assert_eq!(cpu.set_cr4(cpu.cr4 & !cr4::PCIDE), Ok(()));
     assert_eq!(cpu.set_cr4(cpu.cr4 | cr4::PCIDE), Err(Stop), "PCID must be 0");
 }
+
+#[test]
+fn a_handler_that_faults_at_once_does_not_stop_the_count() {
+    let mut m = Machine::real();
+    m.write(6 * 4, CODE as u32);
+    m.code(|a| a.ud2());
+    m.cpu.rip = CODE;
+    // 6 bytes of stack each time; timers are looked at by the count, so it must go on.
+    m.cpu.run_for(500);
+    assert!(m.cpu.icount >= 500);
+    assert!(m.reg(reg::RSP) < STACK - 2000);
+}
+
+#[test]
+fn a_long_repetition_counts_and_can_be_interrupted() {
+    let mut m = Machine::protected();
+    m.code(|a| {
+        a.mov(ecx, 0x4000_0000)?;
+        a.mov(esi, DATA as u32)?;
+        a.mov(edi, DATA as u32)?;
+        a.std()?;
+        a.repe().cmpsb()
+    });
+    m.cpu.rip = CODE;
+    m.cpu.run_for(5000);
+    assert!(m.cpu.icount >= 5000);
+    assert!(m.reg(reg::RCX) > 0, "the repetition is under way, not finished");
+}

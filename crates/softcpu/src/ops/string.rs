@@ -78,6 +78,8 @@ pub fn string<T: Int + Plain, const W: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
         Ok(false) => {
             cpu.rip = cpu.ip(&op);
             cpu.mmu.replay.clear();
+            // A slice counts as the instructions that would take as long, so that timers are looked at.
+            cpu.icount += SLICE / 32;
             jumped(cpu, op, Flow::Lookup)
         }
         Err(s) => stop(cpu, op, s),
