@@ -22,7 +22,7 @@ fn flat_stack(selector: u16, cpl: u8) -> Segment {
 
 /// SYSCALL. In compatibility mode it is AMD's alone.
 pub fn syscall(cpu: &mut Cpu, op: OpRef) -> Flow {
-    if cpu.efer & efer::SCE == 0 || !cpu.long64 && !(cpu.lma() && !cpu.intel()) {
+    if cpu.efer & efer::SCE == 0 || !(cpu.long64 || cpu.lma() && !cpu.intel()) {
         let s = cpu.ud();
         return stop(cpu, op, s);
     }
