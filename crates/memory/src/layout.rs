@@ -50,7 +50,7 @@ impl RamConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum LayoutError {
     /// RAM of size zero.
-    #[error("guest memory size is zero")]
+    #[error("guest memory size is zero; a Debian kernel needs 128 MiB or more")]
     Empty,
     /// Not a multiple of 4 KiB.
     #[error("{what} {value:#x} is not a multiple of 4 KiB")]
