@@ -4,6 +4,10 @@
 //! [`PageFlags`], and nobody has a write tag for it in the TLB: so every write to it is seen, and told to
 //! the others, who drop what they decoded. A processor that still had a write tag when a page was marked
 //! cannot know whether it wrote there in the meantime: it says that it did.
+//!
+//! Left open: between the marking and the other processor's next block edge, that other one can write
+//! through its old tag and tell the first by other means; the first may run what it decoded before until
+//! the note arrives.
 
 use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -12,7 +12,6 @@ use super::host::HostPtr;
 use super::tlb::{Rights, View};
 use super::{DeviceAccess, Kind, PAGE, Replay, Target};
 use crate::cpu::{Cpu, Event, EventKind, ExitInfo, Pending, Stop, cr0, cr4, efer, vector};
-use crate::flags::bits;
 use crate::vmx::{Pml, reason};
 
 /// A table access outside memory.
@@ -226,8 +225,8 @@ impl Cpu {
             Err(WalkError::PageFault(code)) => return Err(self.page_fault(lin, code.bits())),
             Err(WalkError::Memory(fault)) => return Err(self.table_fault(lin, fault)),
         };
-        let (hpa, mut perms, size, dirty) = match &ept {
-            None => (leaf.gpa, EptPerms::RWX, PageSize::Size1G, true),
+        let (hpa, mut perms, dirty) = match &ept {
+            None => (leaf.gpa, EptPerms::RWX, true),
             Some(ept) => {
                 let want = match kind {
                     Kind::Read => EptAccess::READ,
@@ -241,7 +240,7 @@ impl Cpu {
                         if ept.mode_based_execute && leaf.user {
                             perms.set(EptPerms::EXECUTE, e.perms.contains(EptPerms::USER_EXECUTE));
                         }
-                        (e.hpa, perms, e.page_size, e.dirty)
+                        (e.hpa, perms, e.dirty)
                     }
                     Err(fault) => return self.final_fault(lin, leaf.gpa, fault),
                 }
@@ -267,7 +266,6 @@ impl Cpu {
             };
             let large = (leaf.page_size > PageSize::Size4K && self.cr0 & cr0::PG != 0)
                 .then(|| leaf.page_size.shift());
-            let _ = size;
             let host_page = self.mmu.base.wrapping_add(hpa & !(PAGE - 1));
             let addend = host_page.wrapping_sub(lin & !(PAGE - 1));
             let asid = self.mmu.asid;
@@ -626,7 +624,6 @@ impl Cpu {
                 self.pending_debug |= 1 << i | 1 << 12;
             }
         }
-        let _ = bits::TF;
     }
 }
 
