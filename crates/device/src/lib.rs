@@ -2,13 +2,14 @@
 //!
 //! A device is a plain struct with `&mut self` methods. It says what it answers to through the
 //! capability queries of [`Device`]; it acts on the world through handles that were given to it:
-//! an [`IrqLine`] for an interrupt pin, an [`MsiSink`] for messages, a [`Clock`] for time. It never
-//! knows an interrupt number, an address it was placed at, or a hypervisor.
+//! an [`IrqLine`] for an interrupt pin, an [`MsiSink`] for messages, [`DmaMemory`] for what it masters
+//! the bus for, a [`Clock`] for time. It never knows an interrupt number, an address it was placed at,
+//! or a hypervisor.
 //!
 //! A guest's mistake is device state (an error bit, an all-ones read), never a Rust error and never
 //! a panic. Errors are for the host.
 //!
-//! What this crate leaves out: PCI (`trapline-pci`), guest memory (`trapline-memory`), and anything
+//! What this crate leaves out: PCI (`trapline-pci`), guest memory itself (`trapline-memory`), and anything
 //! that schedules: a board decides which thread calls a device.
 //!
 //! ```
@@ -64,10 +65,12 @@
 
 pub mod bus;
 mod clock;
+mod dma;
 mod irq;
 pub mod test;
 
 pub use clock::{Clock, HostClock, Nanos};
+pub use dma::DmaMemory;
 pub use irq::{IrqLine, IrqSink, Msi, MsiSink};
 
 /// Width of one port or memory access.

@@ -1,8 +1,8 @@
 //! A channel: two drives on one cable, and their bus master.
 
-use trapline_device::{AccessSize, IrqLine};
+use trapline_device::{AccessSize, DmaMemory, IrqLine};
 
-use crate::bus_master::{BusMaster, DmaMemory, Moved};
+use crate::bus_master::{BusMaster, Moved};
 use crate::drive::{Drive, Phase};
 use crate::regs::{COMMAND, Control, DATA, DEVICE, DEVICE_DEV, Status, cmd};
 

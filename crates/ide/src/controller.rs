@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use trapline_device::AccessSize::{self, Byte, Dword, Word};
-use trapline_device::{Device, IrqLine, MmioIo, Poll, PortIo, read_each, write_each};
+use trapline_device::{Device, DmaMemory, IrqLine, MmioIo, Poll, PortIo, read_each, write_each};
 use trapline_pci::{
     AddressRange, BarKind, ClassCode, Command, ConfigError, ConfigSpace, FIRST_OWN_REGION, Identity,
     PciFunction, Space, Status, VENDOR_INTEL,
 };
 
-use crate::bus_master::DmaMemory;
 use crate::channel::Channel;
 use crate::drive::Drive;
 use crate::io::Io;

@@ -91,7 +91,6 @@ pub mod regs;
 mod state;
 mod taskfile;
 
-pub use bus_master::DmaMemory;
 pub use controller::{
     BUS_MASTER, IDETIM, IDETIM_DECODE, IdeConfig, PRIMARY_COMMAND, PRIMARY_CONTROL, PiixIde,
     SECONDARY_COMMAND, SECONDARY_CONTROL,
