@@ -10,7 +10,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use vm_memory::mmap::{MmapRegion, MmapRegionBuilder};
 use vm_memory::{Bytes, FileOffset, VolatileSlice};
@@ -192,6 +192,29 @@ impl Arena {
     #[inline]
     pub fn write_u64(&self, pa: u64, value: u64) -> Option<()> {
         self.atomic(pa)?.store(value.to_le(), Ordering::Relaxed);
+        Some(())
+    }
+
+    /// The four bytes at `pa` as an atomic, if they are aligned and within the arena.
+    #[inline]
+    fn atomic_u32(&self, pa: u64) -> Option<&AtomicU32> {
+        if pa & 3 != 0 || pa >= self.len as u64 {
+            return None;
+        }
+        // SAFETY: as for `atomic`; guests' accesses of other widths overlap these on hardware too.
+        Some(unsafe { AtomicU32::from_ptr(self.base.as_ptr().add(pa as usize).cast()) })
+    }
+
+    /// The four bytes at `pa`, little-endian; `None` if not aligned or out of range.
+    #[inline]
+    pub fn read_u32(&self, pa: u64) -> Option<u32> {
+        Some(u32::from_le(self.atomic_u32(pa)?.load(Ordering::Relaxed)))
+    }
+
+    /// Replaces the four bytes at `pa`; `None` if not aligned or out of range.
+    #[inline]
+    pub fn write_u32(&self, pa: u64, value: u32) -> Option<()> {
+        self.atomic_u32(pa)?.store(value.to_le(), Ordering::Relaxed);
         Some(())
     }
 

@@ -4,22 +4,114 @@
 //! ([`DirtyTracker::harvest_ept`]) or a hypervisor's dirty log ([`DirtyTracker::merge`]); devices,
 //! because the view of guest RAM that they are given marks what they write ([`DeviceWrites`]); and
 //! whatever else calls [`DirtyTracker::mark`].
+//!
+//! What processors write to a device's own memory ([`DeviceMemory`](crate::DeviceMemory)) arrives by the
+//! same ways, and is kept there.
 
 use crate::arena::Arena;
 use crate::ept::{EptBuilder, MapError};
 use crate::table::{PageAllocator, PageSize, TableMemory};
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
+use std::sync::{Arc, PoisonError, RwLock};
+use vm_memory::bitmap::{self, BitmapSlice, NewBitmap, WithBitmapSlice};
 
 const PAGE: u64 = 4096;
+
+/// One bit for each page of a range.
+#[derive(Debug)]
+struct Bitmap(Box<[AtomicU64]>);
+
+impl Bitmap {
+    /// For a range of `size` bytes.
+    fn new(size: u64) -> Self {
+        Self((0..size.div_ceil(PAGE).div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// Shows each word that has pages of a range of offsets, which is not empty: the word, the bits that lie
+    /// in the range, and the offset of the page of bit 0.
+    #[inline]
+    fn for_each_word(&self, Range { start, end }: Range<u64>, mut show: impl FnMut(&AtomicU64, u64, u64)) {
+        let (first, last) = (start / PAGE, (end - 1) / PAGE);
+        for index in first / 64..=last / 64 {
+            let from = first.max(index * 64) - index * 64;
+            let to = last.min(index * 64 + 63) - index * 64;
+            let bits = (!0 << from) & (!0 >> (63 - to));
+            if let Some(word) = self.0.get(index as usize) {
+                show(word, bits, index * 64 * PAGE);
+            }
+        }
+    }
+}
 
 /// A range of guest RAM with its bitmap.
 #[derive(Debug)]
 struct Tracked {
     gpa: Range<u64>,
-    words: Box<[AtomicU64]>,
+    pages: Bitmap,
+}
+
+/// Written pages of a device's memory, and where that is now.
+#[derive(Debug)]
+pub(crate) struct DevicePages {
+    size: u64,
+    /// Guest-physical address, or [`NOWHERE`].
+    gpa: AtomicU64,
+    pages: Bitmap,
+}
+
+/// No address of a mapping: not aligned.
+const NOWHERE: u64 = u64::MAX;
+
+impl DevicePages {
+    /// For memory of `size` bytes.
+    pub fn new(size: u64) -> Self {
+        Self { size, gpa: AtomicU64::new(NOWHERE), pages: Bitmap::new(size) }
+    }
+
+    /// It is found at `gpa` from now on. What is still to come of writes at another address would be lost,
+    /// so that after a move everything counts as written.
+    pub fn place(&self, gpa: Option<u64>) {
+        let gpa = gpa.unwrap_or(NOWHERE);
+        if self.gpa.swap(gpa, Ordering::AcqRel) != gpa {
+            self.mark(0, self.size);
+        }
+    }
+
+    /// Records a write.
+    #[inline]
+    pub fn mark(&self, offset: u64, len: u64) {
+        let end = offset.saturating_add(len).min(self.size);
+        if offset < end {
+            self.pages.for_each_word(offset..end, |word, bits, _| {
+                if word.load(Ordering::Relaxed) & bits != bits {
+                    word.fetch_or(bits, Ordering::AcqRel);
+                }
+            });
+        }
+    }
+
+    /// Records what was written in a range of guest-physical addresses.
+    fn mark_guest(&self, range: &Range<u64>) {
+        let gpa = self.gpa.load(Ordering::Acquire);
+        let start = range.start.max(gpa);
+        if gpa != NOWHERE && start < range.end {
+            self.mark(start - gpa, range.end - start);
+        }
+    }
+
+    /// Takes the offsets of written pages.
+    pub fn take(&self) -> Vec<u64> {
+        let mut taken = Vec::new();
+        self.pages.for_each_word(0..self.size, |word, bits, offset| {
+            let mut rest = word.swap(0, Ordering::AcqRel) & bits;
+            while rest != 0 {
+                taken.push(offset + u64::from(rest.trailing_zeros()) * PAGE);
+                rest &= rest - 1;
+            }
+        });
+        taken
+    }
 }
 
 /// A bit for each page of guest RAM. Shared by every thread; all operations are atomic.
@@ -30,6 +122,7 @@ pub struct DirtyTracker {
     enabled: AtomicBool,
     /// Sorted by address.
     ranges: Box<[Tracked]>,
+    devices: RwLock<Vec<Arc<DevicePages>>>,
 }
 
 impl DirtyTracker {
@@ -37,10 +130,16 @@ impl DirtyTracker {
     /// each. Addresses outside them are ignored.
     pub fn new(ranges: impl IntoIterator<Item = Range<u64>>) -> Self {
         let tracked = |gpa: Range<u64>| {
-            let pages = (gpa.end - gpa.start).div_ceil(PAGE);
-            Tracked { gpa, words: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect() }
+            let pages = Bitmap::new(gpa.end - gpa.start);
+            Tracked { gpa, pages }
         };
-        Self { enabled: AtomicBool::new(false), ranges: ranges.into_iter().map(tracked).collect() }
+        let ranges = ranges.into_iter().map(tracked).collect();
+        Self { enabled: AtomicBool::new(false), ranges, devices: RwLock::default() }
+    }
+
+    /// From now on, passes on what is written to a device's memory.
+    pub(crate) fn add_device(&self, pages: Arc<DevicePages>) {
+        self.devices.write().unwrap_or_else(PoisonError::into_inner).push(pages);
     }
 
     /// Turns recording on or off. What was recorded stays.
@@ -66,6 +165,9 @@ impl DirtyTracker {
         self.for_each_word(start..end, |word, bits, _| {
             word.fetch_or(bits, Ordering::AcqRel);
         });
+        for device in self.devices.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            device.mark_guest(&(start..end));
+        }
     }
 
     /// Whether the page of a guest-physical address is recorded as written.
@@ -152,16 +254,10 @@ impl DirtyTracker {
             if start >= end {
                 continue;
             }
-            let first = (start - tracked.gpa.start) / PAGE;
-            let last = (end - 1 - tracked.gpa.start) / PAGE;
-            for index in first / 64..=last / 64 {
-                let from = first.max(index * 64) - index * 64;
-                let to = last.min(index * 64 + 63) - index * 64;
-                let bits = (!0 << from) & (!0 >> (63 - to));
-                if let Some(word) = tracked.words.get(index as usize) {
-                    show(word, bits, tracked.gpa.start + index * 64 * PAGE);
-                }
-            }
+            let base = tracked.gpa.start;
+            tracked.pages.for_each_word(start - base..end - base, |word, bits, offset| {
+                show(word, bits, base + offset);
+            });
         }
     }
 }
@@ -221,7 +317,7 @@ impl<'a> WithBitmapSlice<'a> for DeviceWrites {
     type S = DeviceWritesSlice<'a>;
 }
 
-impl Bitmap for DeviceWrites {
+impl bitmap::Bitmap for DeviceWrites {
     #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
         self.at(offset).mark_dirty(0, len);
@@ -256,7 +352,7 @@ impl WithBitmapSlice<'_> for DeviceWritesSlice<'_> {
 
 impl BitmapSlice for DeviceWritesSlice<'_> {}
 
-impl Bitmap for DeviceWritesSlice<'_> {
+impl bitmap::Bitmap for DeviceWritesSlice<'_> {
     #[inline]
     fn mark_dirty(&self, offset: usize, len: usize) {
         let offset = self.offset.wrapping_add(offset as u64);

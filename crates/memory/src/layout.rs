@@ -1,6 +1,8 @@
-//! The layout of guest-physical memory: RAM around the PCI hole, ROMs, and the hypervisor's own pages.
+//! The layout of guest-physical memory: RAM around the PCI hole, ROMs, devices' memory, and the hypervisor's
+//! own pages.
 
 use crate::arena::{Arena, ArenaError, ArenaOptions};
+use crate::device::DeviceMemory;
 use crate::dirty::{DeviceWrites, DirtyTracker};
 use crate::ept::{EptAttributes, EptBuilder, EptPerms, MapError};
 use crate::table::{PageAllocator, TableMemory};
@@ -25,8 +27,8 @@ pub struct RamConfig {
     pub size: u64,
     /// Where the PCI hole starts, which ends at 4 GiB. A multiple of 1 GiB lets the largest pages fit.
     pub hole_start: u64,
-    /// How much can be used for ROMs.
-    pub rom_area: u64,
+    /// How much can be used for ROMs and for the memory of devices.
+    pub device_area: u64,
     /// Size of the root area: the hypervisor's pages.
     pub root_area: u64,
     /// How it is backed.
@@ -34,12 +36,13 @@ pub struct RamConfig {
 }
 
 impl RamConfig {
-    /// `size` bytes of RAM, the hole from 3 GiB, 16 MiB for ROMs and 16 MiB of root area.
+    /// `size` bytes of RAM, the hole from 3 GiB, 48 MiB for ROMs and devices' memory, and 16 MiB of
+    /// root area.
     pub const fn new(size: u64) -> Self {
         Self {
             size,
             hole_start: 0xc000_0000,
-            rom_area: 16 << 20,
+            device_area: 48 << 20,
             root_area: 16 << 20,
             arena: ArenaOptions { huge_pages: false },
         }
@@ -79,10 +82,10 @@ pub enum LayoutError {
         /// Its size.
         size: u64,
     },
-    /// The ROM area is used up.
-    #[error("rom of {size:#x} bytes does not fit: {left:#x} bytes of rom area are left")]
-    RomArea {
-        /// Size of the ROM.
+    /// The area for ROMs and devices' memory is used up.
+    #[error("rom or device memory of {size:#x} bytes does not fit: {left:#x} bytes of device area are left")]
+    DeviceArea {
+        /// Size asked for.
         size: u64,
         /// What is left.
         left: u64,
@@ -126,8 +129,8 @@ impl Slot {
     }
 }
 
-/// Guest memory: one [`Arena`] that holds RAM from address 0 on, then ROMs, then the root area, and the
-/// [slots](Self::slots) in which the guest sees RAM and ROMs.
+/// Guest memory: one [`Arena`] that holds RAM from address 0 on, then ROMs and devices' memory, then the
+/// root area, and the [slots](Self::slots) in which the guest sees RAM and ROMs.
 #[derive(Debug)]
 pub struct GuestRam {
     arena: Arc<Arena>,
@@ -135,9 +138,9 @@ pub struct GuestRam {
     memory: GuestMemory,
     dirty: Arc<DirtyTracker>,
     root: Arc<RootPages>,
-    /// Where the next ROM goes.
-    rom_next: u64,
-    rom_end: u64,
+    /// Where the next ROM or device's memory goes.
+    device_next: u64,
+    device_end: u64,
     size: u64,
 }
 
@@ -153,15 +156,15 @@ impl GuestRam {
         {
             return Err(LayoutError::ExceedsHost { requested: config.size >> 20, host: host >> 20 });
         }
-        // ROMs and root area begin on huge-page borders, so that the pages of the one are not the other's.
+        // The areas begin on huge-page borders, so that the pages of the one are not the other's.
         let up = |at: u64| {
             at.checked_next_multiple_of(HUGE_PAGE).ok_or(ArenaError::Size { size: at, page: HUGE_PAGE })
         };
         let sum = |at: u64, size: u64| {
             up(at.checked_add(size).ok_or(ArenaError::Size { size, page: HUGE_PAGE })?)
         };
-        let rom_next = up(config.size)?;
-        let root_start = sum(rom_next, config.rom_area)?;
+        let device_next = up(config.size)?;
+        let root_start = sum(device_next, config.device_area)?;
         let size = sum(root_start, config.root_area)?;
         let root = root_start..root_start + config.root_area;
         let arena = Arc::new(Arena::with_root_area(size, root, &config.arena)?);
@@ -183,8 +186,8 @@ impl GuestRam {
             memory,
             dirty,
             root,
-            rom_next,
-            rom_end: rom_next + config.rom_area,
+            device_next,
+            device_end: device_next + config.device_area,
             size: config.size,
         })
     }
@@ -192,24 +195,50 @@ impl GuestRam {
     /// Adds a ROM at `gpa`, filled with `image` and zeroes up to a whole page, where no RAM is.
     ///
     /// # Errors
-    /// An address that is no multiple of 4 KiB or in use; an empty image, or one that the ROM area has
-    /// no room for.
+    /// An address that is no multiple of 4 KiB or in use; an empty image, or one that the device
+    /// area has no room for.
     pub fn add_rom(&mut self, gpa: u64, image: &[u8]) -> Result<(), LayoutError> {
         aligned("rom address", gpa)?;
         let size = (image.len() as u64).next_multiple_of(PAGE);
-        let left = self.rom_end - self.rom_next;
         let end = gpa.checked_add(size).filter(|&end| end <= 1 << 52 && size != 0);
         let Some(end) = end.filter(|&end| !self.slots.iter().any(|slot| slot.overlaps(gpa, end))) else {
             return Err(LayoutError::Overlap { gpa, size });
         };
-        if size > left || self.arena.write_bytes(self.rom_next, image).is_none() {
-            return Err(LayoutError::RomArea { size, left });
-        }
-        let slot = Slot { gpa, size: end - gpa, hpa: self.rom_next, read_only: true, log_dirty: false };
-        self.rom_next += size;
+        let hpa = self.reserve(size, PAGE)?;
+        let full = LayoutError::DeviceArea { size, left: 0 };
+        self.arena.write_bytes(hpa, image).ok_or(full)?;
+        let slot = Slot { gpa, size: end - gpa, hpa, read_only: true, log_dirty: false };
         self.slots.push(slot);
         self.slots.sort_by_key(|slot| slot.gpa);
         Ok(())
+    }
+
+    /// Reserves `size` bytes, whole pages, for a device: memory that is neither RAM nor in any of the
+    /// [slots](Self::slots). [`DeviceMemory::map`] makes a slot of it.
+    ///
+    /// # Errors
+    /// A size that is zero or not whole pages, or that the device area has no room for.
+    pub fn add_device_memory(&mut self, size: u64) -> Result<DeviceMemory, LayoutError> {
+        aligned("device memory size", size)?;
+        if size == 0 {
+            return Err(LayoutError::Arena(ArenaError::Empty));
+        }
+        // Where large pages can map it, let them.
+        let hpa = self.reserve(size, if size < HUGE_PAGE { PAGE } else { HUGE_PAGE })?;
+        let memory = DeviceMemory::new(self.arena.clone(), hpa, size);
+        self.dirty.add_device(memory.pages().clone());
+        Ok(memory)
+    }
+
+    /// The address in the arena of `size` free bytes of the device area, aligned to `align`.
+    fn reserve(&mut self, size: u64, align: u64) -> Result<u64, LayoutError> {
+        let hpa = self.device_next.next_multiple_of(align);
+        let left = self.device_end.saturating_sub(hpa);
+        if size > left {
+            return Err(LayoutError::DeviceArea { size, left });
+        }
+        self.device_next = hpa + size;
+        Ok(hpa)
     }
 
     /// Makes a range of RAM or ROM writable or not for the guest, splitting slots where needed: shadowed
@@ -312,13 +341,13 @@ impl GuestRam {
 
 /// Where RAM goes.
 fn ram_slots(config: &RamConfig) -> Result<Vec<Slot>, LayoutError> {
-    let RamConfig { size, hole_start, rom_area, root_area, arena: _ } = *config;
+    let RamConfig { size, hole_start, device_area, root_area, arena: _ } = *config;
     if size == 0 {
         return Err(LayoutError::Empty);
     }
     aligned("guest memory size", size)?;
     aligned("pci hole start", hole_start)?;
-    aligned("rom area", rom_area)?;
+    aligned("device area", device_area)?;
     aligned("root area", root_area)?;
     if hole_start == 0 || hole_start > FOUR_GIB {
         return Err(LayoutError::HoleStart(hole_start));

@@ -2,7 +2,7 @@
 //!
 //! - [`arena`]: one shared mapping, the "host-physical" memory of a machine. [`layout`]: guest RAM around
 //!   the PCI hole, ROMs and the hypervisor's own pages in such an arena, with a vm-memory view for
-//!   devices' DMA.
+//!   devices' DMA. [`device`]: memory that is a device's, such as video memory.
 //! - [`ept`]: extended page tables in the architectural format: builder and walker. [`paging`]: walker for
 //!   the guest's own tables in all modes. [`nested`]: both together. They work over any [`TableMemory`],
 //!   which can itself be a translation, and use nothing but `core`.
@@ -38,6 +38,7 @@
 //! ```
 
 pub mod arena;
+pub mod device;
 pub mod dirty;
 pub mod ept;
 pub mod layout;
@@ -49,6 +50,7 @@ pub mod table;
 pub mod test;
 
 pub use arena::{Arena, ArenaError, ArenaOptions, OutOfArena};
+pub use device::DeviceMemory;
 pub use dirty::DirtyTracker;
 pub use layout::{GuestMemory, GuestRam, LayoutError, RamConfig, RootPages, Slot};
 pub use table::{PageAllocator, PageSize, TableMemory};

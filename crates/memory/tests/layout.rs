@@ -79,7 +79,10 @@ fn impossible_layouts_are_errors() {
         new(RamConfig { hole_start: 5 * GIB, ..RamConfig::new(MIB) }),
         LayoutError::HoleStart(_)
     ));
-    assert!(matches!(new(RamConfig { rom_area: 1, ..RamConfig::new(MIB) }), LayoutError::Misaligned { .. }));
+    assert!(matches!(
+        new(RamConfig { device_area: 1, ..RamConfig::new(MIB) }),
+        LayoutError::Misaligned { .. }
+    ));
     assert!(matches!(new(RamConfig::new(1 << 50)), LayoutError::Overlap { .. }));
     assert!(matches!(new(RamConfig { root_area: !0xfff, ..RamConfig::new(MIB) }), LayoutError::Arena(_)));
     let error = new(RamConfig::new(1 << 46));
@@ -123,7 +126,7 @@ fn a_rom_is_mapped_without_write_permission() {
 
 #[test]
 fn a_rom_that_does_not_fit_is_an_error() {
-    let mut ram = GuestRam::new(&RamConfig { rom_area: 0x2000, ..RamConfig::new(MIB) }).unwrap();
+    let mut ram = GuestRam::new(&RamConfig { device_area: 0x2000, ..RamConfig::new(MIB) }).unwrap();
     assert!(matches!(ram.add_rom(MIB - 0x1000, &[1; 0x1001]), Err(LayoutError::Overlap { .. })));
     assert!(matches!(ram.add_rom(MIB + 1, &[1]), Err(LayoutError::Misaligned { .. })));
     assert!(matches!(ram.add_rom(MIB, &[]), Err(LayoutError::Overlap { .. })));
@@ -132,7 +135,7 @@ fn a_rom_that_does_not_fit_is_an_error() {
     assert!(matches!(ram.add_rom(MIB, &[1]), Err(LayoutError::Overlap { .. })));
     assert!(matches!(
         ram.add_rom(2 * MIB, &[1; 0x1001]),
-        Err(LayoutError::RomArea { size: 0x2000, left: 0x1000 })
+        Err(LayoutError::DeviceArea { size: 0x2000, left: 0x1000 })
     ));
 }
 
@@ -156,7 +159,7 @@ fn slots_are_split_and_joined_again() {
 
 #[test]
 fn root_pages_are_zeroed_and_outside_the_guest() {
-    let config = RamConfig { root_area: 0x3000, rom_area: 0, ..RamConfig::new(MIB) };
+    let config = RamConfig { root_area: 0x3000, device_area: 0, ..RamConfig::new(MIB) };
     let ram = GuestRam::new(&config).unwrap();
     let pages: Vec<u64> = std::iter::from_fn(|| ram.root_pages().alloc_page()).collect();
     assert_eq!(pages.len(), 3);

@@ -151,7 +151,7 @@ impl Machine {
         code: impl FnOnce(&mut Asm) -> AsmResult,
     ) -> Self {
         let vm = create_vm(engine, config).unwrap();
-        let ram = GuestRam::new(&RamConfig { rom_area: 0x1_0000, ..RamConfig::new(RAM) }).unwrap();
+        let ram = GuestRam::new(&RamConfig { device_area: 0x1_0000, ..RamConfig::new(RAM) }).unwrap();
         vm.set_memory(ram.arena(), ram.slots()).unwrap();
         let vcpu = new_vcpu(&*vm, mode);
         let machine = Self { engine, vm, _watchdog: watchdog(&*vcpu), vcpu, ram };
