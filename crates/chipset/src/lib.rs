@@ -11,7 +11,7 @@
 //! | [`ResetControl`] | reset control register | 0xcf9 |
 //! | [`DebugExit`] | exit port for test guests | 0x501, 4 ports |
 //! | [`DebugCon`] | debug console | 0x402 or 0xe9 |
-//! | [`FwCfg`] | QEMU's firmware configuration: selector and data port | 0x510, 2 ports |
+//! | [`FwCfg`] | QEMU's firmware configuration: selector, data and DMA ports | 0x510, 0x514 |
 //! | [`PcTestdev`] | QEMU's pc-testdev: latches and interrupt lines for test guests | 0xe0, 0xe4, 0xe8, 0x2000 |
 //! | [`PostCode`] | power-on self-test code latch | 0x80 |
 //!

@@ -1,6 +1,7 @@
 //! The devices, driven through their ports.
 
 mod acpi_pm;
+mod fw_cfg;
 mod i8042;
 mod random;
 mod rtc;
