@@ -24,8 +24,8 @@
 //! use trapline::machine::{Microvm, MicrovmConfig};
 //!
 //! let mut config = MicrovmConfig::new("vmlinuz");
-//! config.initrd = Some("initrd.gz".into());
-//! config.cmdline = "console=ttyS0".into();
+//! config.kernel.initrd = Some("initrd.gz".into());
+//! config.kernel.cmdline = "console=ttyS0".into();
 //! let outcome = Microvm::new(config)?.run()?;
 //! eprintln!("{outcome}");
 //! # Ok::<(), trapline::machine::Error>(())

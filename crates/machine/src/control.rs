@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use trapline_chipset::{SystemEvent, SystemEvents};
@@ -58,14 +58,17 @@ impl fmt::Display for Outcome {
     }
 }
 
+/// No sleeping state: those have three bits.
+const AWAKE: u8 = u8::MAX;
+
 /// What all threads of a machine share to end it.
 pub(crate) struct Control {
     ended: Mutex<Option<Result<Outcome>>>,
     stop: AtomicBool,
     /// Asked for by a signal handler, which may do no more than this.
     quit: AtomicBool,
-    /// The guest has entered a sleeping state that nothing wakes it from but the board.
-    asleep: AtomicBool,
+    /// The sleeping state that the guest has entered and the board does not know of yet, or [`AWAKE`].
+    asleep: AtomicU8,
     kickers: OnceLock<Vec<Kicker>>,
     wake: EventFd,
 }
@@ -76,7 +79,7 @@ impl Control {
             ended: Mutex::new(None),
             stop: AtomicBool::new(false),
             quit: AtomicBool::new(false),
-            asleep: AtomicBool::new(false),
+            asleep: AtomicU8::new(AWAKE),
             kickers: OnceLock::new(),
             wake: event_fd()?,
         }))
@@ -107,9 +110,12 @@ impl Control {
         ended
     }
 
-    /// Takes a guest's wish to sleep.
-    pub(crate) fn take_sleep(&self) -> bool {
-        self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::SeqCst)
+    /// Takes the sleeping state that the guest wants to enter.
+    pub(crate) fn take_sleep(&self) -> Option<u8> {
+        if self.asleep.load(Ordering::Relaxed) == AWAKE {
+            return None;
+        }
+        Some(self.asleep.swap(AWAKE, Ordering::SeqCst)).filter(|slp_typ| *slp_typ != AWAKE)
     }
 
     /// From a signal handler: only atomics and one write(2).
@@ -143,7 +149,7 @@ impl SystemEvents for Control {
             SystemEvent::PowerOff => self.finish(Ok(Outcome::PowerOff)),
             SystemEvent::Reset => self.finish(Ok(Outcome::Reset)),
             SystemEvent::DebugExit(code) => self.finish(Ok(Outcome::DebugExit(code))),
-            SystemEvent::Sleep(_) => self.asleep.store(true, Ordering::SeqCst),
+            SystemEvent::Sleep(slp_typ) => self.asleep.store(slp_typ, Ordering::SeqCst),
             // Address line 20 always works here, and there is no SMM.
             SystemEvent::A20(_) | SystemEvent::SoftwareSmi(_) => {}
         }

@@ -16,13 +16,13 @@ pub enum Error {
         size: u64,
     },
     /// Guest memory is larger than the board can address.
-    #[error("guest memory of {size} bytes is too large, the board takes at most {max}", max = crate::microvm::MAX_MEMORY)]
+    #[error("guest memory of {size} bytes is too large, the board takes at most {max}", max = crate::config::MAX_MEMORY)]
     MemoryTooLarge {
         /// Size asked for, in bytes.
         size: u64,
     },
     /// The number of processors is out of range.
-    #[error("{0} processors, the board takes 1 to {max}", max = crate::microvm::MAX_CPUS)]
+    #[error("{0} processors, the board takes 1 to {max}", max = crate::config::MAX_CPUS)]
     Cpus(u32),
     /// Deterministic mode has one processor.
     #[error("icount counts the instructions of one processor, not of {0}")]

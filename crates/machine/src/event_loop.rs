@@ -4,6 +4,7 @@
 use std::os::fd::{AsRawFd, RawFd};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::Result;
 use crate::console::Input;
@@ -18,10 +19,26 @@ const TIMER: u32 = 1;
 const INPUT: u32 = 2;
 const ROOM: u32 = 3;
 
+/// Where the watches of the board begin.
+const WATCHES: u32 = 0x100;
+
+/// Something that the event loop does for a board when an eventfd is readable.
+pub(crate) struct Watch {
+    pub(crate) event: EventFd,
+    /// It has to make the eventfd unreadable.
+    pub(crate) ready: Box<dyn Fn() + Send + Sync>,
+}
+
 /// Serves the host's side until the run ends.
-pub(crate) fn serve(control: &Control, timers: &Timers, input: Option<&mut Input>) -> Result<()> {
+pub(crate) fn serve(
+    control: &Control,
+    timers: &Timers,
+    watches: &[Watch],
+    input: Option<&mut Input>,
+) -> Result<()> {
     let mut manager = EventManager::new()?;
-    let id = manager.add_subscriber(HostSide { control, timers, input, reading: Reading::No, failed: None });
+    let host = HostSide { control, timers, watches, input, reading: Reading::No, failed: None };
+    let id = manager.add_subscriber(host);
     while !control.stopping() {
         let deferred = {
             let host = manager.subscriber_mut(id)?;
@@ -49,6 +66,7 @@ enum Reading {
 struct HostSide<'a> {
     control: &'a Control,
     timers: &'a Timers,
+    watches: &'a [Watch],
     input: Option<&'a mut Input>,
     reading: Reading,
     failed: Option<event_manager::Error>,
@@ -104,6 +122,9 @@ impl MutEventSubscriber for HostSide<'_> {
         if let Some(timer) = self.timers.timer() {
             self.add(ops, timer, TIMER);
         }
+        for (watch, data) in self.watches.iter().zip(WATCHES..) {
+            self.add(ops, watch.event.as_raw_fd(), data);
+        }
         if let Some(room) = self.input.as_ref().map(|input| input.room().as_raw_fd()) {
             self.add(ops, room, ROOM);
             self.update_input(ops);
@@ -123,7 +144,12 @@ impl MutEventSubscriber for HostSide<'_> {
                     self.read(Input::read_ahead);
                 }
             }
-            _ => {}
+            data => {
+                let at = data.checked_sub(WATCHES).and_then(|at| self.watches.get(at as usize));
+                if let Some(watch) = at {
+                    (watch.ready)();
+                }
+            }
         }
         self.update_input(ops);
     }

@@ -15,7 +15,7 @@
 //! use trapline_machine::{Microvm, MicrovmConfig, Outcome};
 //!
 //! let mut config = MicrovmConfig::new("/boot/vmlinuz");
-//! config.cmdline = "console=ttyS0".into();
+//! config.kernel.cmdline = "console=ttyS0".into();
 //! let outcome = Microvm::new(config)?.run()?;
 //! assert_eq!(outcome, Outcome::PowerOff);
 //! # Ok::<(), trapline_machine::Error>(())
@@ -23,8 +23,11 @@
 #![deny(unsafe_code)]
 
 mod boot_state;
+mod chassis;
+mod config;
 mod console;
 mod control;
+mod devices;
 mod error;
 mod event_loop;
 mod host;
@@ -34,8 +37,10 @@ mod remote;
 mod run;
 mod state;
 mod stats;
+mod testdev;
 mod timers;
 
+pub use config::{ICOUNT_START, KernelConfig, MAX_CPUS, MAX_MEMORY, MachineConfig};
 pub use console::{Serial, UnknownSerial};
 pub use control::Outcome;
 pub use error::{Error, Result};

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, OnceLock};
 use trapline_chipset::AcpiPm;
 use vmm_sys_util::signal::register_signal_handler;
 
+use crate::chassis::lock;
 use crate::control::{Control, Outcome};
-use crate::microvm::lock;
 use crate::run::Shared;
 use crate::timers::Timed;
 use crate::{Error, Result};

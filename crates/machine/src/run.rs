@@ -1,12 +1,13 @@
 //! The run loop of a vCPU: from an exit to the device it concerns, and back.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use trapline_device::bus::{MmioBus, PioBus};
+use trapline_device::AccessSize;
+use trapline_device::bus::{MmioBus, PioBus, Swap, View};
 use trapline_irqchip::ioapic::IoApic;
 use trapline_irqchip::pic::PicPair;
+use trapline_pci::Effects;
 use trapline_vcpu::{Answer, Engine, Entry, Exit, Vcpu, Vm};
 
 use crate::Result;
@@ -18,16 +19,27 @@ use crate::timers::Timers;
 /// without a lock, and lock only that.
 pub(crate) struct Shared {
     pub(crate) vm: Arc<dyn Vm>,
-    pub(crate) ports: PioBus,
-    pub(crate) mmio: MmioBus,
+    pub(crate) ports: Arc<Swap<PioBus>>,
+    pub(crate) mmio: Arc<Swap<MmioBus>>,
     pub(crate) pic: PicPair,
     pub(crate) intr: Arc<Intr>,
     pub(crate) ioapic: IoApic,
     pub(crate) routes: Routes,
     pub(crate) timers: Timers,
     pub(crate) control: Arc<Control>,
-    /// Wakes the guest from a sleeping state.
-    pub(crate) wake: Box<dyn Fn() + Send + Sync>,
+    /// What accesses have changed of the address map; [`Board::apply_effects`] carries it out.
+    pub(crate) effects: Effects,
+    pub(crate) board: Box<dyn Board>,
+}
+
+/// What a board does that the others do otherwise.
+pub(crate) trait Board: Send + Sync {
+    /// Carries out what the last access left in [`Shared::effects`]. Called by a vCPU's thread between two
+    /// entries, with no device locked.
+    fn apply_effects(&self, shared: &Shared) -> Result<()>;
+
+    /// The guest has entered the sleeping state `slp_typ`, which is not S5.
+    fn sleep(&self, shared: &Shared, slp_typ: u8);
 }
 
 /// What the engine was told about the IOAPIC's pins.
@@ -59,8 +71,62 @@ impl Routes {
     }
 }
 
+/// One thread's way to the devices: an access, and what follows from it.
+pub(crate) struct Access<'a> {
+    shared: &'a Shared,
+    ports: View<PioBus>,
+    mmio: View<MmioBus>,
+}
+
+impl<'a> Access<'a> {
+    pub(crate) fn new(shared: &'a Shared) -> Self {
+        Self { shared, ports: shared.ports.view(), mmio: shared.mmio.view() }
+    }
+
+    pub(crate) fn pio_read(&mut self, port: u16, size: AccessSize) -> u32 {
+        self.ports.get().read(port, size)
+    }
+
+    pub(crate) fn pio_write(&mut self, port: u16, size: AccessSize, value: u32) -> Result<()> {
+        self.ports.get().write(port, size, value);
+        self.written()
+    }
+
+    pub(crate) fn pio_read_block(&mut self, port: u16, size: AccessSize, data: &mut [u8]) {
+        self.ports.get().read_block(port, size, data);
+    }
+
+    pub(crate) fn pio_write_block(&mut self, port: u16, size: AccessSize, data: &[u8]) -> Result<()> {
+        self.ports.get().write_block(port, size, data);
+        self.written()
+    }
+
+    pub(crate) fn mmio_read(&mut self, addr: u64, size: AccessSize) -> u64 {
+        self.mmio.get().read(addr, size)
+    }
+
+    pub(crate) fn mmio_write(&mut self, addr: u64, size: AccessSize, value: u64) -> Result<()> {
+        self.mmio.get().write(addr, size, value);
+        self.shared.routes.sync(&self.shared.ioapic, &*self.shared.vm)?;
+        self.written()
+    }
+
+    /// Carries out what a write has changed beyond the device.
+    fn written(&self) -> Result<()> {
+        let shared = self.shared;
+        if shared.effects.pending() {
+            shared.board.apply_effects(shared)?;
+        }
+        if let Some(slp_typ) = shared.control.take_sleep() {
+            shared.board.sleep(shared, slp_typ);
+        }
+        Ok(())
+    }
+}
+
 /// Runs a vCPU until the machine stops.
 pub(crate) fn run_vcpu(shared: &Shared, vcpu: &mut dyn Vcpu) -> Result<()> {
+    let mut access = Access::new(shared);
     let boots = vcpu.id() == 0;
     if boots {
         irq::this_thread_runs_vcpu0();
@@ -83,42 +149,34 @@ pub(crate) fn run_vcpu(shared: &Shared, vcpu: &mut dyn Vcpu) -> Result<()> {
         }
         let exit = vcpu.run(entry)?;
         ran = true;
-        answer = shared.serve(vcpu, exit)?;
+        answer = access.serve(vcpu, exit)?;
     }
-    finish_exit(shared, vcpu, answer)
+    access.finish_exit(vcpu, answer)
 }
 
-/// Lets the instruction of the last exit retire, so that the state of the vCPU is whole.
-fn finish_exit(shared: &Shared, vcpu: &mut dyn Vcpu, mut answer: Answer) -> Result<()> {
-    while let Some(exit) = vcpu.complete(answer)? {
-        answer = shared.serve(vcpu, exit)?;
+impl Access<'_> {
+    /// Lets the instruction of the last exit retire, so that the state of the vCPU is whole.
+    fn finish_exit(&mut self, vcpu: &mut dyn Vcpu, mut answer: Answer) -> Result<()> {
+        while let Some(exit) = vcpu.complete(answer)? {
+            answer = self.serve(vcpu, exit)?;
+        }
+        Ok(())
     }
-    Ok(())
-}
 
-impl Shared {
     /// Does what an exit asks for.
-    fn serve(&self, vcpu: &mut dyn Vcpu, exit: Exit) -> Result<Answer> {
+    fn serve(&mut self, vcpu: &mut dyn Vcpu, exit: Exit) -> Result<Answer> {
         match exit {
-            Exit::PioRead { port, size } => return Ok(Answer::Value(self.ports.read(port, size).into())),
-            Exit::PioWrite { port, size, value } => {
-                self.ports.write(port, size, value);
-                if self.control.take_sleep() {
-                    (self.wake)();
-                }
-            }
+            Exit::PioRead { port, size } => return Ok(Answer::Value(self.pio_read(port, size).into())),
+            Exit::PioWrite { port, size, value } => self.pio_write(port, size, value)?,
             Exit::PioReadBlock { port, size, .. } => {
-                self.ports.read_block(port, size, vcpu.io_data());
+                self.pio_read_block(port, size, vcpu.io_data());
                 return Ok(Answer::Block);
             }
-            Exit::PioWriteBlock { port, size, .. } => self.ports.write_block(port, size, vcpu.io_data()),
-            Exit::MmioRead { addr, size } => return Ok(Answer::Value(self.mmio.read(addr, size))),
-            Exit::MmioWrite { addr, size, value } => {
-                self.mmio.write(addr, size, value);
-                self.routes.sync(&self.ioapic, &*self.vm)?;
-            }
-            Exit::IoapicEoi { vector } => self.ioapic.end_of_interrupt(vector),
-            Exit::Deadline => self.timers.poll_due(),
+            Exit::PioWriteBlock { port, size, .. } => self.pio_write_block(port, size, vcpu.io_data())?,
+            Exit::MmioRead { addr, size } => return Ok(Answer::Value(self.mmio_read(addr, size))),
+            Exit::MmioWrite { addr, size, value } => self.mmio_write(addr, size, value)?,
+            Exit::IoapicEoi { vector } => self.shared.ioapic.end_of_interrupt(vector),
+            Exit::Deadline => self.shared.timers.poll_due(),
             // Whoever kicked has left word elsewhere, and a new entry looks there.
             Exit::Interrupted | Exit::InterruptWindow => {}
             Exit::Shutdown => self.end(Outcome::Shutdown),
@@ -138,6 +196,6 @@ impl Shared {
     }
 
     fn end(&self, how: Outcome) {
-        self.control.finish(Ok(how));
+        self.shared.control.finish(Ok(how));
     }
 }

@@ -11,14 +11,15 @@ use trapline_irqchip::pic::PicPair;
 use trapline_irqchip::pit::Pit;
 use trapline_vcpu::VcpuState;
 
-use crate::microvm::{Devices, Microvm, lock};
+use crate::chassis::{Chassis, lock};
+use crate::devices::Devices;
 use crate::{Error, Result};
 
 /// Saved state of a device.
 type State<D> = <D as SaveRestore>::State;
 
-/// Everything that a [`Microvm`] is made of, but for the contents of its memory
-/// ([`Microvm::ram`]), the files behind it, and keys that the guest has not received yet.
+/// Everything that a machine is made of, but for the contents of its memory, the files behind it, and keys
+/// that the guest has not received yet.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct MachineState {
     vcpus: Vec<VcpuState>,
@@ -105,12 +106,9 @@ impl Devices {
     }
 }
 
-impl Microvm {
+impl Chassis {
     /// Takes the state, between two runs.
-    ///
-    /// # Errors
-    /// When the engine cannot tell a part of it.
-    pub fn save(&self) -> Result<MachineState> {
+    pub(crate) fn save(&self) -> Result<MachineState> {
         let msrs = self.shared.vm.saved_msrs()?;
         let vcpus = self.vcpus.iter().map(|vcpu| VcpuState::save(&**vcpu, &msrs));
         let vcpus = vcpus.collect::<trapline_vcpu::Result<_>>()?;
@@ -121,12 +119,8 @@ impl Microvm {
         Ok(MachineState { vcpus, clock, devices: self.devices.save() })
     }
 
-    /// Puts a state into a machine that was made from the same configuration and has not run yet. The
-    /// contents of memory are the caller's to restore.
-    ///
-    /// # Errors
-    /// When the state is not one that this machine can be in; it is of no use then.
-    pub fn restore(&mut self, state: MachineState) -> Result<()> {
+    /// Puts a state into a machine of the same configuration.
+    pub(crate) fn restore(&mut self, state: MachineState) -> Result<()> {
         let MachineState { vcpus, clock, devices } = state;
         if vcpus.len() != self.vcpus.len() {
             return Err(Error::OtherMachine { saved: vcpus.len(), here: self.vcpus.len() });

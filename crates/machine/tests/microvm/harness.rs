@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use trapline_machine::{Error, Microvm, MicrovmConfig, Outcome, Serial, Stats};
+use trapline_machine::{Error, MachineConfig, Microvm, MicrovmConfig, Outcome, Serial, Stats};
 use trapline_vcpu::Accel;
 
 /// The engines that tests run on.
@@ -111,12 +111,13 @@ pub fn machine_with_cpus(
 ) -> (Microvm, Output) {
     let dir = tempfile::tempdir().unwrap();
     let output = Output::default();
-    let config = MicrovmConfig {
+    let mut config = MicrovmConfig::new(kernel(&dir, code));
+    config.machine = MachineConfig {
         memory: 4 * MIB,
         cpus,
         accel,
         serial: Serial::Custom { output: Box::new(output.clone()), input },
-        ..MicrovmConfig::new(kernel(&dir, code))
+        ..MachineConfig::default()
     };
     (Microvm::new(config).unwrap(), output)
 }

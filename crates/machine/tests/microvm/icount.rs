@@ -2,7 +2,7 @@
 //! engine has.
 
 use iced_x86::code_asm::*;
-use trapline_machine::{Microvm, MicrovmConfig, Outcome, Serial};
+use trapline_machine::{MachineConfig, Microvm, MicrovmConfig, Outcome, Serial};
 use trapline_vcpu::{Accel, CpuModel};
 
 use crate::harness::*;
@@ -16,13 +16,14 @@ fn run_soft(
 ) -> Ran {
     let dir = tempfile::tempdir().unwrap();
     let output = Output::default();
-    let config = MicrovmConfig {
+    let mut config = MicrovmConfig::new(kernel(&dir, code));
+    config.machine = MachineConfig {
         memory: 4 * MIB,
         accel: Accel::Soft,
         cpu,
         icount,
         serial: Serial::Custom { output: Box::new(output.clone()), input: None },
-        ..MicrovmConfig::new(kernel(&dir, code))
+        ..MachineConfig::default()
     };
     finish(Microvm::new(config).unwrap(), output)
 }

@@ -1,10 +1,18 @@
 //! What a machine is not made from: one clear line each.
 
 use crate::harness::*;
-use trapline_machine::{MicrovmConfig, Serial};
+use trapline_machine::{MachineConfig, MicrovmConfig, Serial};
 
 fn config(kernel: impl Into<std::path::PathBuf>) -> MicrovmConfig {
-    MicrovmConfig { memory: 16 * MIB, serial: Serial::Null, ..MicrovmConfig::new(kernel) }
+    with(kernel, |_| {})
+}
+
+/// A machine that differs from a good one.
+fn with(kernel: impl Into<std::path::PathBuf>, change: impl FnOnce(&mut MachineConfig)) -> MicrovmConfig {
+    let mut config = MicrovmConfig::new(kernel);
+    (config.machine.memory, config.machine.serial) = (16 * MIB, Serial::Null);
+    change(&mut config.machine);
+    config
 }
 
 #[test]
@@ -18,22 +26,30 @@ fn impossible_machines_are_refused_in_one_line() {
     let large = dir.path().join("large");
     std::fs::File::create(&large).unwrap().set_len(64 * MIB).unwrap();
 
+    let mut with_initrd = config(&good);
+    with_initrd.kernel.initrd = Some(large);
     let cases = [
         (config("/nowhere/vmlinuz"), "no such file"),
         (config(&text), "a script"),
         (config(&short), "truncated"),
         (config(dir.path()), "cannot open kernel"),
-        (MicrovmConfig { initrd: Some(large), ..config(&good) }, "too large"),
-        (MicrovmConfig { memory: 0, ..config(&good) }, "size is zero"),
-        (MicrovmConfig { memory: 4096, ..config(&good) }, "too small"),
-        (MicrovmConfig { memory: MIB + 1, ..config(&good) }, "not a multiple"),
-        (MicrovmConfig { memory: 1 << 44, ..config(&good) }, "more than"),
-        (MicrovmConfig { memory: 1 << 60, ..config(&good) }, "too large"),
-        (MicrovmConfig { cpus: 0, ..config(&good) }, "processors"),
-        (MicrovmConfig { cpus: 255, ..config(&good) }, "processors"),
-        (MicrovmConfig { icount: Some(0), cpus: 2, ..config(&good) }, "one processor"),
-        (MicrovmConfig { icount: Some(11), ..config(&good) }, "nanoseconds an instruction"),
-        (MicrovmConfig { serial: Serial::File("/nowhere/log".into()), ..config(&good) }, "serial output"),
+        (with_initrd, "too large"),
+        (with(&good, |m| m.memory = 0), "size is zero"),
+        (with(&good, |m| m.memory = 4096), "too small"),
+        (with(&good, |m| m.memory = MIB + 1), "not a multiple"),
+        (with(&good, |m| m.memory = 1 << 44), "more than"),
+        (with(&good, |m| m.memory = 1 << 60), "too large"),
+        (with(&good, |m| m.cpus = 0), "processors"),
+        (with(&good, |m| m.cpus = 255), "processors"),
+        (
+            with(&good, |m| {
+                m.icount = Some(0);
+                m.cpus = 2;
+            }),
+            "one processor",
+        ),
+        (with(&good, |m| m.icount = Some(11)), "nanoseconds an instruction"),
+        (with(&good, |m| m.serial = Serial::File("/nowhere/log".into())), "serial output"),
     ];
     for (config, expected) in cases {
         let what = format!("{config:?}");
