@@ -198,7 +198,7 @@ fn acpi_config(cpus: u32) -> AcpiConfig {
         vga: false,
         rtc: Some(0x32),
         serial: vec![(COM1, IRQ_COM1 as u8)],
-        virtio_mmio: Vec::new(),
+        ..AcpiConfig::default()
     }
 }
 
