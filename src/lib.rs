@@ -9,7 +9,7 @@
 //! | [`boot`] | kernel loading, ACPI tables |
 //! | [`vcpu`] | virtual machines and processors on either engine: KVM, or `soft` |
 //! | [`softcpu`] | the processor in software |
-//! | [`chipset`], [`irqchip`], [`ide`] | the devices of a PC |
+//! | [`chipset`], [`irqchip`], [`ide`], [`display`] | the devices of a PC |
 //! | [`pci`] | configuration space, BARs, capabilities, bridges |
 //! | [`disk`] | disk images, cache modes, asynchronous I/O |
 //! | [`device`] | what a device is: traits, buses, interrupt lines, clocks |
@@ -36,6 +36,7 @@ pub use trapline_boot as boot;
 pub use trapline_chipset as chipset;
 pub use trapline_device as device;
 pub use trapline_disk as disk;
+pub use trapline_display as display;
 pub use trapline_ide as ide;
 pub use trapline_irqchip as irqchip;
 pub use trapline_machine as machine;

@@ -7,9 +7,9 @@ use vm_allocator::{AddressAllocator, AllocPolicy};
 use crate::bar::{BarKind, bar_offset};
 use crate::bridge::{BridgeWindows, BusNumbers};
 use crate::function::lock;
-use crate::regs::{COMMAND, INTERRUPT_LINE, PRIMARY_BUS, SECONDARY_BUS, SUBORDINATE_BUS};
+use crate::regs::{COMMAND, INTERRUPT_LINE, PRIMARY_BUS, REVISION, SECONDARY_BUS, SUBORDINATE_BUS};
 use crate::root::{BusId, PciRoot};
-use crate::{Command, DevFn, IntxPin, Space};
+use crate::{ClassCode, Command, DevFn, IntxPin, Space};
 
 /// What a board has to give away: what neither RAM nor other devices use.
 #[derive(Clone, Copy, Debug)]
@@ -250,6 +250,10 @@ impl PciRoot {
             if function.config().rom_size().is_some() {
                 enable |= Command::MEMORY;
             }
+            // What a VGA decodes is mostly no BARs.
+            if function.config().get(REVISION, Dword) >> 8 == VGA {
+                enable |= Command::IO | Command::MEMORY;
+            }
             if self.secondary(bus, at).is_some() {
                 enable |= Command::IO | Command::MEMORY | Command::BUS_MASTER;
             }
@@ -258,6 +262,12 @@ impl PciRoot {
         }
     }
 }
+
+/// The class of a VGA, as the class register has it.
+const VGA: u32 = {
+    let ClassCode { base, sub, interface } = ClassCode::VGA;
+    u32::from_be_bytes([0, base, sub, interface])
+};
 
 fn window_step(space: Space) -> u64 {
     match space {
