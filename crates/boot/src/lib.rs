@@ -2,7 +2,7 @@
 //!
 //! [`load`] takes a kernel, an optional initrd and a command line, finds out by content what the kernel is,
 //! puts everything in guest memory and returns the [`EntryPoint`]: the register state to start with, as
-//! plain data that any hypervisor can be given. [`acpi`] and [`mptable`] build the firmware tables.
+//! plain data that any hypervisor can be given. [`acpi`], [`smbios`] and [`mptable`] build the firmware tables.
 //!
 //! | kernel | protocol ([`Protocol`]) | specification |
 //! |---|---|---|
@@ -63,6 +63,7 @@ pub mod mptable;
 mod multiboot;
 mod pvh;
 mod ram;
+pub mod smbios;
 mod source;
 
 use std::path::Path;

@@ -27,7 +27,9 @@ pub mod layout {
     pub const EBDA: u64 = 0x9_fc00;
     /// BIOS area searched for the ACPI RSDP; the tables lie here.
     pub const ACPI: u64 = 0xe_0000;
-    /// First byte of high memory: end of [`ACPI`], where kernels start.
+    /// BIOS area searched for SMBIOS: end of [`ACPI`]; the tables lie here.
+    pub const SMBIOS: u64 = 0xf_0000;
+    /// First byte of high memory: end of [`SMBIOS`], where kernels start.
     pub const HIGH_MEMORY: u64 = 0x10_0000;
 }
 

@@ -184,7 +184,7 @@ impl Default for AcpiConfig {
 /// If the description is not possible ([`Error::Tables`]) or there is no RAM at that place.
 pub fn write<M: GuestMemory>(memory: &M, config: &AcpiConfig) -> Result<u64, Error> {
     let tables = build(config, layout::ACPI)?;
-    let room = layout::HIGH_MEMORY - layout::ACPI;
+    let room = layout::SMBIOS - layout::ACPI;
     if tables.len() as u64 > room {
         let reason = format!("{} bytes of acpi tables, there is room for {room}", tables.len());
         return Err(Error::Tables(reason));
