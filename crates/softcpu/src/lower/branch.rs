@@ -133,26 +133,13 @@ fn fused(l: &Lowering<'_>, cc: u8) -> Option<Handler> {
 }
 
 fn counted(l: &mut Lowering<'_>, i: &Instruction, what: u16) -> Option<Next> {
-    use iced_x86::Register as R;
     let mut op = l.op(branch::loop_cx);
     op.aux = what;
-    // The address size picks CX, ECX or RCX: iced lists it among the used registers of the code.
-    let size = match i.mnemonic() {
-        Mnemonic::Jcxz => 1,
-        Mnemonic::Jecxz => 2,
-        Mnemonic::Jrcxz => 3,
-        _ => {
-            let mut info = iced_x86::InstructionInfoFactory::new();
-            let used = info.info(i).used_registers().to_vec();
-            let has = |r: R| used.iter().any(|u| u.register() == r);
-            if has(R::RCX) {
-                3
-            } else if has(R::ECX) {
-                2
-            } else {
-                1
-            }
-        }
+    // The address size picks CX, ECX or RCX.
+    let size = match i.op_code().address_size() {
+        16 => 1,
+        32 => 2,
+        _ => 3,
     };
     op.scale = size << 4;
     l.push(op);

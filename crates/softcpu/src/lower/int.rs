@@ -199,8 +199,9 @@ fn shifted<S: Shift>(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         op.run = by_width_ea!(n, ea, shift::m::<S>);
     } else {
         op.r1 = reg(i.op0_register());
-        l.pure = true;
-        if !by_cl && count != 0 {
+        // A count of 0 leaves the flags as they were: those before are needed.
+        l.pure = !by_cl && count != 0;
+        if l.pure {
             l.quiet = Some(by_width!(n, shift::ri_quiet::<S>));
         }
         if by_cl {
