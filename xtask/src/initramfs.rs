@@ -102,6 +102,23 @@ fn bench_init(wanted: &[&str], scale: u32) -> String {
     init + "echo @@DONE\n" + EPILOGUE
 }
 
+/// Runs one program between two markers, the second with its exit status, and powers off. `files` lie in
+/// `/files`.
+pub fn program(
+    program: &[u8],
+    files: &[(&str, Vec<u8>)],
+    arguments: &[&str],
+    (begin, end): (&str, &str),
+) -> Result<Vec<u8>> {
+    let run = format!("echo {begin}\n/bin/program {}\necho {end} $?\n", arguments.join(" "));
+    let mut archive = base(&[PROLOGUE, &run, EPILOGUE].concat())?;
+    archive.executable("bin/program", program).directory("files");
+    for (name, content) in files {
+        archive.executable(&format!("files/{name}"), content);
+    }
+    Ok(archive.finish()?)
+}
+
 /// An archive with busybox, the mount points, a few devices and `init`.
 fn base(init: &str) -> Result<Archive> {
     let busybox = debian::busybox()?;

@@ -1,7 +1,9 @@
-//! Developer tasks: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench-guest`.
+//! Developer tasks: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench-guest`, `cargo xtask
+//! conformance`.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod conformance;
 mod console;
 mod cpio;
 mod debian;
@@ -31,6 +33,8 @@ enum Task {
     Test(test::Args),
     /// Measure guest work on Trapline and on QEMU TCG, in CPU seconds of the emulator
     BenchGuest(bench::Args),
+    /// Run a public test suite on the soft engine, and on QEMU TCG beside it
+    Conformance(conformance::Args),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +42,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::BenchGuest(args) => bench::run(&args),
+        Task::Conformance(args) => conformance::run(&args),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
