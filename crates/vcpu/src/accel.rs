@@ -2,11 +2,11 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_regs;
+use kvm_bindings::{CpuId, kvm_regs};
 use trapline_memory::{GuestRam, RamConfig};
 
 use crate::kvm::KvmVm;
@@ -72,7 +72,8 @@ pub fn choose(accel: Accel) -> Result<Choice> {
         Accel::Soft => (Engine::Soft, "asked for".into()),
         Accel::Kvm => {
             KvmVm::new(&VmConfig::default())?;
-            (Engine::Kvm, "asked for".into())
+            let slow = kvm_emulates().then_some("; it only emulates guest code here, helped by softcpu");
+            (Engine::Kvm, format!("asked for{}", slow.unwrap_or_default()))
         }
         Accel::Auto => match probe() {
             Ok(Speed { ns, native: true }) => {
@@ -98,7 +99,13 @@ pub fn create_vm(engine: Engine, config: &VmConfig) -> Result<Arc<dyn Vm>> {
     }
 }
 
+/// Whether the kernel emulates all guest code.
+pub(crate) fn kvm_emulates() -> bool {
+    probe().is_ok_and(|speed| !speed.native)
+}
+
 /// What the probe found.
+#[derive(Clone, Copy)]
 struct Speed {
     /// Nanoseconds for one instruction.
     ns: f64,
@@ -108,10 +115,28 @@ struct Speed {
 /// Loop iterations of the probe, of two instructions each: well below a millisecond natively.
 const ITERATIONS: u64 = 100_000;
 /// An engine that has not finished by now is emulating.
-const PATIENCE: Duration = Duration::from_millis(50);
+const PATIENCE: Duration = Duration::from_millis(20);
+/// On a busy host a native run may take long, too: the best of so many counts.
+const TRIES: u32 = 3;
+
+/// Times a loop; the same result from the second call on, but for errors.
+fn probe() -> Result<Speed> {
+    static FOUND: OnceLock<Speed> = OnceLock::new();
+    if let Some(found) = FOUND.get() {
+        return Ok(*found);
+    }
+    let mut best = run_loop()?;
+    for _ in 1..TRIES {
+        if !best.native {
+            let again = run_loop()?;
+            best = Speed { ns: best.ns.min(again.ns), native: again.native };
+        }
+    }
+    Ok(*FOUND.get_or_init(|| best))
+}
 
 /// Times a loop in 64-bit mode in a throw-away machine.
-fn probe() -> Result<Speed> {
+fn run_loop() -> Result<Speed> {
     const PML4: u64 = 0x1000;
     const PDPT: u64 = 0x2000;
     const PD: u64 = 0x3000;
@@ -128,7 +153,8 @@ fn probe() -> Result<Speed> {
     ram.arena().write_bytes(CODE, &LOOP).ok_or_else(|| unusable("memory"))?;
     vm.set_memory(ram.arena(), ram.slots())?;
     let mut vcpu = vm.create_vcpu(0)?;
-    vcpu.set_cpuid(&vm.supported_cpuid()?)?;
+    let leaves = CpuId::from_entries(&vm.host_cpuid()?).map_err(|_| unusable("cpuid"))?;
+    vcpu.set_cpuid(&leaves)?;
     let mut sregs = vcpu.sregs()?;
     (sregs.cr3, sregs.cr4, sregs.efer, sregs.cr0) = (PML4, 0x20, 0x500, 0x8000_0011);
     (sregs.cs.type_, sregs.cs.l, sregs.cs.db, sregs.cs.base, sregs.cs.selector) = (11, 1, 0, 0, 8);

@@ -2,6 +2,8 @@
 
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
+use trapline_softcpu::cpuid::CpuidContext;
+
 use crate::{Error, Result};
 
 /// How the vCPUs are arranged. vCPU `n` is thread `n % threads` of core `n / threads % cores` of package
@@ -36,6 +38,8 @@ const LEAF1_EDX_APIC: u32 = 1 << 9;
 const LEAF1_EDX_HTT: u32 = 1 << 28;
 const EXT1_ECX_CMP_LEGACY: u32 = 1 << 1;
 const EXT1_ECX_SVM: u32 = 1 << 2;
+/// What 8000_0001:EDX repeats of 1:EDX on AMD processors.
+const EXT1_EDX_SHARED: u32 = 0x0183_f3ff;
 /// AMX-BF16, AMX-TILE, AMX-INT8.
 const LEAF7_EDX_AMX: u32 = 1 << 22 | 1 << 24 | 1 << 25;
 /// AMX-FP16.
@@ -156,6 +160,61 @@ pub(crate) fn filter(host: &CpuId, offer: Offer) -> Vec<kvm_cpuid_entry2> {
     leaves
 }
 
+/// The last basic and extended leaf that [`restrict`] keeps: beyond them lie features that no model has.
+const LAST_LEAVES: [u32; 2] = [0x16, 0x8000_0008];
+/// What a hypervisor says about itself.
+const HYPERVISOR: std::ops::Range<u32> = 0x4000_0000..0x4001_0000;
+
+/// Takes out of a host's leaves the features that `model` does not have, so that nothing else is shown
+/// than what [`Model`](crate::CpuModel) knows to execute. Vendor, family and sizes stay the host's.
+pub(crate) fn restrict(leaves: &mut Vec<kvm_cpuid_entry2>, model: &crate::CpuModel) {
+    let context = CpuidContext::default();
+    let [basic, extended] = LAST_LEAVES;
+    leaves.retain(|leaf| {
+        let known = leaf.function <= basic || (0x8000_0000..=extended).contains(&leaf.function);
+        let vectors = leaf.function == 0xd && leaf.index > 1;
+        HYPERVISOR.contains(&leaf.function) || known && !vectors
+    });
+    for leaf in leaves {
+        let [eax, ebx, ecx, edx] = model.cpuid(leaf.function, leaf.index, &context);
+        match (leaf.function, leaf.index) {
+            (0, _) => leaf.eax = leaf.eax.min(basic),
+            (0x8000_0000, _) => leaf.eax = leaf.eax.min(extended),
+            (1, _) => (leaf.ecx, leaf.edx) = (leaf.ecx & ecx, leaf.edx & edx),
+            (7, 0) => {
+                (leaf.ebx, leaf.ecx, leaf.edx) = (leaf.ebx & ebx, leaf.ecx & ecx, leaf.edx & edx);
+                leaf.eax = 0;
+            }
+            (0xd, 0) => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (leaf.eax & eax, ebx, ecx, leaf.edx & edx),
+            (0xd, 1) => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (leaf.eax & eax, ebx, 0, 0),
+            // Performance counters, SGX, Intel PT, and feature leaves that came later.
+            (7 | 0xa | 0x12 | 0x14, _) => (leaf.eax, leaf.ebx, leaf.ecx, leaf.edx) = (0, 0, 0, 0),
+            (0x8000_0001, _) => {
+                // AMD repeats leaf 1 here.
+                let [.., shared] = model.cpuid(1, 0, &context);
+                (leaf.ecx, leaf.edx) = (leaf.ecx & ecx, leaf.edx & (edx | shared & EXT1_EDX_SHARED));
+            }
+            (0x8000_0008, _) => leaf.ebx = 0,
+            _ => {}
+        }
+    }
+}
+
+/// Whether `leaves` show no more than [`restrict`] would leave.
+pub(crate) fn within(leaves: &[kvm_cpuid_entry2], model: &crate::CpuModel) -> bool {
+    let mut restricted = leaves.to_vec();
+    restrict(&mut restricted, model);
+    restricted == leaves
+}
+
+/// Takes out what a guest would use VMCALL for: PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD.
+pub(crate) fn without_hypercalls(leaves: &mut [kvm_cpuid_entry2]) {
+    const FEATURES: u32 = 0x4000_0001;
+    for leaf in leaves.iter_mut().filter(|leaf| leaf.function == FEATURES) {
+        leaf.eax &= !(1 << 7 | 1 << 11 | 1 << 13);
+    }
+}
+
 /// Clears `bits` unless they may stay.
 fn keep(word: &mut u32, bits: u32, may_stay: bool) {
     if !may_stay {
@@ -238,5 +297,40 @@ mod tests {
         assert_eq!(id.as_slice().len(), 6);
         let nested = filter(&host, Offer { nested: true, ..offer });
         assert_ne!(nested[0].ecx & LEAF1_ECX_VMX, 0);
+    }
+
+    #[test]
+    fn a_model_takes_out_what_it_does_not_have() {
+        let avx = 1 << 28;
+        let mut leaves = vec![
+            leaf(0, 0, [0x20, 0x756e_6547, 0, 0]),
+            leaf(1, 0, [0x806f8, 0, u32::MAX, u32::MAX]),
+            leaf(7, 0, [2, u32::MAX, u32::MAX, u32::MAX]),
+            leaf(7, 1, [u32::MAX, 0, 0, 0]),
+            leaf(0xd, 0, [0x2e7, 2696, 2696, 0]),
+            leaf(0xd, 1, [0xf, 2696, 0x1800, 0]),
+            leaf(0xd, 2, [256, 576, 0, 0]),
+            leaf(0x1d, 0, [1, 0, 0, 0]),
+            leaf(0x4000_0001, 0, [0x1007efb, 0, 0, 0]),
+            leaf(0x8000_0001, 0, [0, 0, u32::MAX, u32::MAX]),
+            leaf(0x8000_0021, 0, [u32::MAX, 0, 0, 0]),
+        ];
+        let model = crate::CpuModel::named("x86-64-v2").unwrap();
+        assert!(!within(&leaves, &model));
+        restrict(&mut leaves, &model);
+        assert!(within(&leaves, &model));
+        let id = CpuId::from_entries(&leaves).unwrap();
+        let context = CpuidContext::default();
+        assert_eq!(find(&id, 0, 0).eax, 0x16);
+        assert_eq!(find(&id, 1, 0).eax, 0x806f8, "the host's signature");
+        assert_eq!(find(&id, 1, 0).ecx, model.cpuid(1, 0, &context)[2]);
+        assert_eq!(find(&id, 1, 0).ecx & avx, 0);
+        assert_eq!(find(&id, 7, 0).ebx, model.cpuid(7, 0, &context)[1]);
+        assert_eq!(find(&id, 7, 1).eax, 0);
+        assert_eq!((find(&id, 0xd, 0).eax, find(&id, 0xd, 0).ecx), (0, 0), "x86-64-v2 has no XSAVE");
+        assert_eq!(find(&id, 0x4000_0001, 0).eax, 0x1007efb);
+        assert_ne!(find(&id, 0x8000_0001, 0).edx & 1 << 29, 0, "long mode");
+        let gone = |leaf: &kvm_cpuid_entry2| leaf.function == 0x1d || leaf.function == 0x8000_0021;
+        assert!(!id.as_slice().iter().any(|l| gone(l) || l.function == 0xd && l.index == 2));
     }
 }

@@ -45,8 +45,8 @@ pub struct VmConfig {
     /// The machine's clock: what [`Entry::deadline`](crate::Entry::deadline) and the soft engine's
     /// timers run on. Not looked at with [`VmConfig::icount`].
     pub clock: Arc<dyn Clock>,
-    /// The processor that the soft engine shows to the guest; `None`: its default. KVM, which has the
-    /// host's processor, refuses one.
+    /// The processor that the soft engine shows to the guest; `None`: its default. KVM shows the host's
+    /// processor, less the features that this model does not have.
     pub cpu: Option<CpuModel>,
     /// Deterministic mode of the soft engine: time is this clock, which the one vCPU drives by counting
     /// its instructions. KVM refuses it, and so is a second vCPU refused.

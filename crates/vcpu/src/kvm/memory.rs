@@ -8,6 +8,7 @@ use trapline_memory::{Arena, DirtyTracker, Slot};
 
 use super::sys::{self, DirtyRing};
 use crate::slots::{PAGE_SIZE, check_layout};
+use crate::soft::Assistant;
 use crate::{Error, Result};
 
 /// The slots that the kernel has.
@@ -18,6 +19,8 @@ pub(super) struct Slots {
     rings: Option<Vec<DirtyRing>>,
     /// Logs of slots that are gone: guest-physical address and bits.
     left_behind: Vec<(u64, Vec<u64>)>,
+    /// Writes to the same memory.
+    assistant: Option<Arc<Assistant>>,
 }
 
 struct KernelSlot {
@@ -64,7 +67,22 @@ impl Slots {
             let dirty = vec![0; words as usize];
             self.slots.insert(id, KernelSlot { slot: *new, arena: Arc::clone(arena), dirty });
         }
-        Ok(())
+        self.assistant.as_ref().map_or(Ok(()), |assistant| assistant.set_memory(arena, wanted))
+    }
+
+    /// The machine that executes what the kernel gives up on; made with `make` at the first call.
+    pub(super) fn assistant(
+        &mut self,
+        make: impl FnOnce(&Arc<Arena>, &[Slot]) -> Result<Assistant>,
+    ) -> Result<Arc<Assistant>> {
+        if let Some(assistant) = &self.assistant {
+            return Ok(Arc::clone(assistant));
+        }
+        let first = self.slots.values().next().ok_or(Error::NotFound { what: "memory slot", id: 0 })?;
+        let slots: Vec<_> = self.slots.values().map(|slot| slot.slot).collect();
+        let assistant = Arc::new(make(&first.arena, &slots)?);
+        self.assistant = Some(Arc::clone(&assistant));
+        Ok(assistant)
     }
 
     /// Starts collecting the ring of a new vCPU.
@@ -83,7 +101,7 @@ impl Slots {
         for (gpa, log) in self.left_behind.drain(..) {
             tracker.merge(gpa, &log);
         }
-        Ok(())
+        self.assistant.as_ref().map_or(Ok(()), |assistant| assistant.collect_dirty(tracker))
     }
 
     /// Takes a slot's log and puts it with those to be collected.

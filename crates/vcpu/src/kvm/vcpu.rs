@@ -5,11 +5,15 @@ use std::sync::Arc;
 use kvm_bindings::*;
 use kvm_ioctls::VcpuFd;
 
+use super::assist::Assist;
 use super::kick::KickState;
 use super::run::Pending;
 use super::sys::{self, RunPage};
 use super::vm::Inner;
 use crate::{Answer, Engine, Entry, Error, Exit, ExitStats, Kicker, Result, Vcpu};
+
+/// The middle of the vendor's name, in CPUID.0:EDX.
+const AUTHENTIC_AMD: u32 = u32::from_le_bytes(*b"enti");
 
 /// A vCPU of the kernel's.
 pub(super) struct KvmVcpu {
@@ -18,6 +22,12 @@ pub(super) struct KvmVcpu {
     page: RunPage,
     kick: Arc<KickState>,
     pending: Pending,
+    /// Made when the kernel gives up on an instruction for the first time.
+    assist: Option<Box<Assist>>,
+    /// What of its execution the host wants to see.
+    debug: kvm_guest_debug,
+    /// KVM_RUN has not returned since the assistant changed the state.
+    changed: bool,
     stats: ExitStats,
     /// The guest's memory must outlive the vCPU that can write to it.
     vm: Arc<Inner>,
@@ -28,12 +38,24 @@ impl KvmVcpu {
         let page = RunPage::map(&fd, vm.fd.run_size())
             .map_err(|source| Error::Os { what: "mmap of kvm_run", source })?;
         let kick = Arc::new(KickState::new(page.immediate_exit())?);
-        Ok(Self { id, fd, page, kick, pending: Pending::Nothing, stats: ExitStats::default(), vm })
+        Ok(Self {
+            id,
+            fd,
+            page,
+            kick,
+            pending: Pending::Nothing,
+            assist: None,
+            debug: kvm_guest_debug::default(),
+            changed: false,
+            stats: ExitStats::default(),
+            vm,
+        })
     }
 
     /// KVM_RUN until there is something for the board.
     fn enter(&mut self) -> Result<Exit> {
         loop {
+            self.changed = false;
             let fd = &mut self.fd;
             match self.kick.around(|| fd.run().map(drop)) {
                 Ok(()) => {}
@@ -49,9 +71,52 @@ impl KvmVcpu {
                 }
                 Err(e) => return Err(Error::os("KVM_RUN")(e)),
             }
-            if let Some(exit) = self.take_exit()? {
+            let exit = match self.take_exit()? {
+                Some(failure @ Exit::InternalError { suberror: KVM_INTERNAL_ERROR_EMULATION, .. }) => {
+                    self.help_out(failure)?
+                }
+                exit => exit,
+            };
+            if let Some(exit) = exit {
                 return Ok(exit);
             }
+        }
+    }
+
+    /// Has an instruction executed that the kernel gave up on with `failure`.
+    fn help_out(&mut self, failure: Exit) -> Result<Option<Exit>> {
+        let made = match self.assist.take() {
+            Some(assist) => Ok(assist),
+            None => self.new_assist(),
+        };
+        let mut assist = match made {
+            Ok(assist) => assist,
+            Err(e) => {
+                tracing::error!("vcpu {}: kvm gave up, and softcpu cannot help: {e}", self.id);
+                return Ok(Some(failure));
+            }
+        };
+        let (debug, local_apic) = (self.debug, self.vm.need_local_apic().is_ok());
+        let exit = assist.begin(self, failure, &debug, local_apic);
+        (self.assist, self.changed) = (Some(assist), true);
+        exit
+    }
+
+    fn new_assist(&self) -> Result<Box<Assist>> {
+        let cpuid = self.cpuid()?;
+        let amd = cpuid.as_slice().iter().any(|leaf| leaf.function == 0 && leaf.edx == AUTHENTIC_AMD);
+        Ok(Box::new(Assist::new(&*self.vm.assistant(amd)?, self.id, &cpuid)?))
+    }
+
+    /// Takes in the answer to the last exit. `Some`: the same instruction goes on with another exit.
+    fn answer(&mut self, answer: Answer) -> Result<Option<Exit>> {
+        match self.assist.take_if(|assist| assist.under_way()) {
+            Some(mut assist) => {
+                let exit = assist.go_on(self, answer);
+                self.assist = Some(assist);
+                exit
+            }
+            None => self.pending.answer(answer, &mut self.page),
         }
     }
 
@@ -84,7 +149,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn run(&mut self, entry: Entry) -> Result<Exit> {
-        let part = self.pending.answer(entry.answer, &mut self.page)?;
+        let part = self.answer(entry.answer)?;
         if let Some(vector) = entry.extint {
             sys::interrupt(&self.fd, vector).map_err(Error::os("KVM_INTERRUPT"))?;
         }
@@ -97,7 +162,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn complete(&mut self, answer: Answer) -> Result<Option<Exit>> {
-        let part = self.pending.answer(answer, &mut self.page)?;
+        let part = self.answer(answer)?;
         if part.is_some() || matches!(self.pending, Pending::Nothing) {
             return Ok(part.map(|exit| self.count(exit)));
         }
@@ -114,6 +179,9 @@ impl Vcpu for KvmVcpu {
     }
 
     fn io_data(&mut self) -> &mut [u8] {
+        if let Some(assist) = self.assist.as_mut().filter(|assist| assist.under_way()) {
+            return assist.io_data();
+        }
         match self.pending {
             Pending::Pio { offset, len, .. } => self.page.io_data(offset, len).unwrap_or_default(),
             _ => Default::default(),
@@ -121,7 +189,8 @@ impl Vcpu for KvmVcpu {
     }
 
     fn ready_for_extint(&self) -> bool {
-        self.page.ready_for_interrupt_injection()
+        // What the kernel said last may not be true any more.
+        !self.changed && self.page.ready_for_interrupt_injection()
     }
 
     fn kicker(&self) -> Kicker {
@@ -133,7 +202,7 @@ impl Vcpu for KvmVcpu {
     }
 
     fn detail(&self) -> Vec<(String, u64)> {
-        Vec::new()
+        self.assist.iter().flat_map(|assist| assist.counts()).collect()
     }
 
     fn inject_nmi(&mut self) -> Result<()> {
@@ -141,7 +210,9 @@ impl Vcpu for KvmVcpu {
     }
 
     fn set_guest_debug(&mut self, debug: &kvm_guest_debug) -> Result<()> {
-        self.fd.set_guest_debug(debug).map_err(Error::os("KVM_SET_GUEST_DEBUG"))
+        self.fd.set_guest_debug(debug).map_err(Error::os("KVM_SET_GUEST_DEBUG"))?;
+        self.debug = *debug;
+        Ok(())
     }
 
     fn translate(&self, linear: u64) -> Result<Option<u64>> {

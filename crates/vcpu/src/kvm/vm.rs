@@ -1,6 +1,6 @@
 //! A virtual machine of the kernel's.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use kvm_bindings::*;
 use kvm_ioctls::{Cap, Kvm, NoDatamatch, VmFd};
@@ -11,9 +11,13 @@ use vmm_sys_util::eventfd::EventFd;
 use super::irq::Routes;
 use super::memory::Slots;
 use super::vcpu::KvmVcpu;
+use crate::accel::kvm_emulates;
 use crate::cpuid::{self, Offer};
 use crate::slots::PAGE_SIZE;
-use crate::{Engine, Error, IOAPIC_PINS, IoEvent, IoEventAddress, IrqfdId, Result, Vcpu, Vm, VmConfig};
+use crate::soft::{Assistant, IoEvents};
+use crate::{
+    CpuModel, Engine, Error, IOAPIC_PINS, IoEvent, IoEventAddress, IrqfdId, Result, Vcpu, Vm, VmConfig,
+};
 
 /// Where processors without unrestricted guest mode get a page table and a TSS for real mode.
 const IDENTITY_MAP: u64 = 0xfeff_c000;
@@ -29,14 +33,13 @@ pub(super) struct Inner {
     config: VmConfig,
     slots: Mutex<Slots>,
     routes: Mutex<Routes>,
+    /// The ioeventfds that the kernel has: the assistant signals them too.
+    io_events: Arc<RwLock<IoEvents>>,
 }
 
 impl KvmVm {
     pub(crate) fn new(config: &VmConfig) -> Result<Self> {
         let unsupported = |what| Err(Error::Unsupported { engine: Engine::Kvm, what });
-        if config.cpu.is_some() {
-            return unsupported("cpu models");
-        }
         if config.icount.is_some() {
             return unsupported("time that counts instructions");
         }
@@ -52,6 +55,12 @@ impl KvmVm {
             }
         }
         let fd = kvm.create_vm().map_err(Error::os("KVM_CREATE_VM"))?;
+        if kvm.check_extension_raw(KVM_CAP_EXIT_ON_EMULATION_FAILURE.into()) > 0 {
+            // Else programs of the guest get #UD for what the kernel's emulator does not know.
+            let mut exit = kvm_enable_cap { cap: KVM_CAP_EXIT_ON_EMULATION_FAILURE, ..Default::default() };
+            exit.args[0] = 1;
+            fd.enable_cap(&exit).map_err(Error::os("KVM_CAP_EXIT_ON_EMULATION_FAILURE"))?;
+        }
         fd.set_identity_map_address(IDENTITY_MAP).map_err(Error::os("KVM_SET_IDENTITY_MAP_ADDR"))?;
         fd.set_tss_address(TSS).map_err(Error::os("KVM_SET_TSS_ADDR"))?;
         if let Some(entries) = config.dirty_ring {
@@ -68,7 +77,24 @@ impl KvmVm {
             config: config.clone(),
             slots: Mutex::new(Slots::new(config.dirty_ring.is_some())),
             routes: Mutex::default(),
+            io_events: Arc::default(),
         })))
+    }
+}
+
+impl KvmVm {
+    /// What the kernel supports, less what this crate does not.
+    pub(crate) fn host_cpuid(&self) -> Result<Vec<kvm_cpuid_entry2>> {
+        let Inner { kvm, config, .. } = &*self.0;
+        let host = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        let offer = Offer {
+            nested: config.nested,
+            local_apic: config.local_apic,
+            x2apic: true,
+            tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
+            hypervisor: true,
+        };
+        Ok(cpuid::filter(&host.map_err(Error::os("KVM_GET_SUPPORTED_CPUID"))?, offer))
     }
 }
 
@@ -108,6 +134,20 @@ impl Inner {
             ..Default::default()
         };
         self.fd.signal_msi(msi).map(drop).map_err(Error::os("KVM_SIGNAL_MSI"))
+    }
+
+    /// The processor that guests are shown; `None`: the host's. Where all code is emulated, `softcpu` has
+    /// to help out often, and only what it knows can be shown.
+    fn model(&self) -> Option<CpuModel> {
+        self.config.cpu.clone().or_else(|| kvm_emulates().then(CpuModel::default))
+    }
+
+    /// The machine that executes what the kernel gives up on.
+    pub(super) fn assistant(&self, amd: bool) -> Result<Arc<Assistant>> {
+        let make = |arena: &Arc<Arena>, slots: &[Slot]| {
+            Assistant::new(arena, slots, amd, Arc::clone(&self.io_events))
+        };
+        lock(&self.slots).assistant(make)
     }
 
     /// Makes room in full dirty rings.
@@ -164,11 +204,15 @@ impl Vm for KvmVm {
     }
 
     fn register_ioeventfd(&self, fd: &EventFd, event: IoEvent) -> Result<()> {
-        ioeventfd(&self.0.fd, fd, event, true)
+        let mut events = self.0.io_events.write().unwrap_or_else(PoisonError::into_inner);
+        ioeventfd(&self.0.fd, fd, event, true)?;
+        events.add(fd, event)
     }
 
     fn unregister_ioeventfd(&self, fd: &EventFd, event: IoEvent) -> Result<()> {
-        ioeventfd(&self.0.fd, fd, event, false)
+        let mut events = self.0.io_events.write().unwrap_or_else(PoisonError::into_inner);
+        ioeventfd(&self.0.fd, fd, event, false)?;
+        events.remove(event)
     }
 
     fn create_irqfd(&self, fd: &EventFd, msi: Msi) -> Result<IrqfdId> {
@@ -185,15 +229,15 @@ impl Vm for KvmVm {
     }
 
     fn supported_cpuid(&self) -> Result<CpuId> {
-        let host = self.0.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
-        let offer = Offer {
-            nested: self.0.config.nested,
-            local_apic: self.0.config.local_apic,
-            x2apic: true,
-            tsc_deadline: self.0.kvm.check_extension(Cap::TscDeadlineTimer),
-            hypervisor: true,
-        };
-        let leaves = cpuid::filter(&host.map_err(Error::os("KVM_GET_SUPPORTED_CPUID"))?, offer);
+        let mut leaves = self.host_cpuid()?;
+        if let Some(model) = self.0.model() {
+            cpuid::restrict(&mut leaves, &model);
+        }
+        if kvm_emulates() {
+            // The kernel writes the instruction that this processor has in place of VMCALL and goes on
+            // there, which its emulator takes for the same again.
+            cpuid::without_hypercalls(&mut leaves);
+        }
         CpuId::from_entries(&leaves)
             .map_err(|_| Error::NotFound { what: "room for cpuid leaf", id: leaves.len() as u64 })
     }

@@ -31,6 +31,11 @@ impl Debugger {
         self.control & (bit | KVM_GUESTDBG_ENABLE) == bit | KVM_GUESTDBG_ENABLE
     }
 
+    /// Whether #DB is the host's to see.
+    pub fn sees_debug_exceptions(&self) -> bool {
+        self.has(KVM_GUESTDBG_SINGLESTEP) || self.has(KVM_GUESTDBG_USE_HW_BP)
+    }
+
     /// Sets RFLAGS.TF where the host steps.
     pub fn before_entry(&mut self, cpu: &mut Cpu) {
         let rflags = cpu.vmcs_read(Field::GuestRflags);

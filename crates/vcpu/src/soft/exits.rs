@@ -32,7 +32,13 @@ impl SoftVcpu {
         self.keep_vectoring();
         use BasicReason as R;
         let exit = match reason.basic() {
-            Some(R::ExternalInterrupt | R::PreemptionTimer | R::InterruptWindow | R::NmiWindow) => None,
+            Some(
+                R::ExternalInterrupt
+                | R::PreemptionTimer
+                | R::InterruptWindow
+                | R::NmiWindow
+                | R::MonitorTrapFlag,
+            ) => None,
             Some(R::Io) => return Ok(self.io_exit(memory)),
             Some(R::EptViolation) => self.ept_violation(),
             Some(R::Hlt) => self.halt(),

@@ -28,7 +28,7 @@ struct Run {
 }
 
 /// A fault that the guest is to see.
-enum Fault {
+pub(super) enum Fault {
     Page {
         linear: u64,
         code: u32,
@@ -306,7 +306,7 @@ impl SoftVcpu {
     }
 
     /// The host-physical address of a linear one.
-    fn place(&self, memory: &Memory, linear: u64, write: bool) -> Result<u64, Fault> {
+    pub(super) fn place(&self, memory: &Memory, linear: u64, write: bool) -> Result<u64, Fault> {
         let cpu = &self.root.cpu;
         let ac = cpu.vmcs_read(Field::GuestRflags) & RFLAGS_AC != 0;
         let access = Access { write, fetch: false, user: self.cpl() == 3, implicit: false, ac };

@@ -16,7 +16,7 @@ use crate::{Error, IoEvent, IoEventAddress, IrqfdId, Result};
 
 /// Guest writes that signal an eventfd.
 #[derive(Default)]
-pub(super) struct IoEvents(Vec<(IoEvent, EventFd)>);
+pub(crate) struct IoEvents(Vec<(IoEvent, EventFd)>);
 
 impl IoEvents {
     /// See [`Vm::register_ioeventfd`](crate::Vm::register_ioeventfd).

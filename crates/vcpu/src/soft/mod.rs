@@ -20,6 +20,7 @@
 //! error), INS to memory without RAM (the data is lost), dirty rings. Where RAM lies at the local APIC's
 //! page, RAM wins.
 
+mod assist;
 mod debug;
 mod events;
 mod exits;
@@ -34,6 +35,8 @@ mod state;
 mod vcpu;
 mod vm;
 
+pub(crate) use assist::{Assistant, OneStep, Step, flushes_translations};
+pub(crate) use irqfd::IoEvents;
 pub(crate) use vm::SoftVm;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

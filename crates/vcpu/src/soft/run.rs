@@ -138,7 +138,7 @@ impl SoftVcpu {
     }
 
     /// Enters the guest for at most `timer` nanoseconds, and handles the VM exit.
-    fn enter(&mut self, timer: Option<Nanos>) -> Result<Option<Exit>> {
+    pub(super) fn enter(&mut self, timer: Option<Nanos>) -> Result<Option<Exit>> {
         let machine = self.machine.clone();
         let memory = machine.gate.enter();
         self.follow_memory(&memory)?;

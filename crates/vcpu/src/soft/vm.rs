@@ -22,7 +22,7 @@ use crate::cpuid::{self, Offer};
 use crate::{Engine, Error, IOAPIC_PINS, IoEvent, IrqfdId, Result, Vcpu, Vm, VmConfig};
 
 /// A virtual machine of the soft engine.
-pub(crate) struct SoftVm(Arc<Machine>);
+pub(crate) struct SoftVm(pub(super) Arc<Machine>);
 
 /// What the machine, its vCPUs and its message sinks share.
 pub(super) struct Machine {
@@ -32,7 +32,7 @@ pub(super) struct Machine {
     pub start: Instant,
     pub gate: Gate,
     /// Guest writes that signal an eventfd.
-    pub io_events: RwLock<IoEvents>,
+    pub io_events: Arc<RwLock<IoEvents>>,
     /// In the order in which they were made; APIC IDs are not reused.
     mailboxes: RwLock<Vec<Arc<Mailbox>>>,
     pins: Mutex<[Option<Msi>; IOAPIC_PINS as usize]>,
@@ -45,6 +45,11 @@ pub(super) struct Machine {
 
 impl SoftVm {
     pub(crate) fn new(config: &VmConfig) -> Result<Self> {
+        Self::with_events(config, Arc::default())
+    }
+
+    /// A machine whose guest's writes signal the eventfds of `io_events`.
+    pub(super) fn with_events(config: &VmConfig, io_events: Arc<RwLock<IoEvents>>) -> Result<Self> {
         if config.dirty_ring.is_some() {
             return Err(Error::Unsupported { engine: Engine::Soft, what: "dirty ring" });
         }
@@ -61,7 +66,7 @@ impl SoftVm {
             config,
             start: Instant::now(),
             gate: Gate::new(Memory::empty()?),
-            io_events: RwLock::default(),
+            io_events,
             mailboxes: RwLock::default(),
             pins: Mutex::new([None; IOAPIC_PINS as usize]),
             level_vectors: [const { AtomicU64::new(0) }; 4],
@@ -119,8 +124,8 @@ impl Machine {
         word.is_some_and(|w| w.load(Ordering::Relaxed) >> (vector & 63) & 1 != 0)
     }
 
-    /// Whether a mailbox with this ID exists; else it is made.
-    fn add_mailbox(&self, id: u32) -> Option<Arc<Mailbox>> {
+    /// Makes a mailbox; `None` if there is one with this ID.
+    pub fn add_mailbox(&self, id: u32) -> Option<Arc<Mailbox>> {
         let mut all = self.mailboxes.write().unwrap_or_else(PoisonError::into_inner);
         if all.iter().any(|m| m.id == id) {
             return None;

@@ -1,8 +1,8 @@
 //! Instructions: identification, registers, arithmetic flags, self-modifying code, locked operations.
 
 use iced_x86::code_asm::*;
-use kvm_bindings::kvm_msr_entry;
-use trapline_vcpu::Exit;
+use kvm_bindings::{CpuId, kvm_msr_entry};
+use trapline_vcpu::{CpuModel, Exit, VmConfig};
 
 use crate::harness::*;
 
@@ -39,6 +39,36 @@ fn cpuid_shows_the_leaves_that_were_set() {
         assert_eq!(regs.r9 & 1 << 5, 0, "no VMX unless asked for");
         let fpu_tsc_msr_pae_sse2 = 1 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 26;
         assert_eq!(regs.r10 & fpu_tsc_msr_pae_sse2, fpu_tsc_msr_pae_sse2);
+    });
+}
+
+/// Features beyond the model are hidden, and their instructions do not exist.
+#[test]
+fn a_processor_model_hides_what_it_does_not_have() {
+    let v1 = CpuModel::named("x86-64-v1").unwrap();
+    let config = VmConfig { cpu: Some(v1), ..VmConfig::default() };
+    on_every_engine(|engine| {
+        let mut machine = Machine::with_config(engine, &config, Mode::Long, |a| {
+            a.mov(eax, 1)?;
+            a.cpuid()?;
+            a.mov(r8d, ecx)?;
+            a.mov(r9d, edx)?;
+            a.mov(eax, 7)?;
+            a.xor(ecx, ecx)?;
+            a.cpuid()?;
+            a.done()
+        });
+        let leaf1 = |leaves: CpuId| leaves.as_slice().iter().find(|leaf| leaf.function == 1).map(|l| l.ecx);
+        if leaf1(machine.vcpu.cpuid().unwrap()) != leaf1(machine.vm.supported_cpuid().unwrap()) {
+            eprintln!("skipped on {engine}: it shows the host's features whatever leaves are set");
+            return;
+        }
+        let regs = machine.finish();
+        let (sse3, sse42, xsave, avx) = (1, 1 << 20, 1 << 26, 1 << 28);
+        assert_eq!(regs.r8 & (sse3 | sse42 | xsave | avx), 0);
+        assert_ne!(regs.r9 & 1 << 26, 0, "SSE2");
+        let (bmi1, avx2, smap) = (1 << 3, 1 << 5, 1 << 20);
+        assert_eq!(regs.rbx & (bmi1 | avx2 | smap), 0);
     });
 }
 
@@ -396,7 +426,7 @@ fn locked_operations_exchange_and_add() {
 
 #[test]
 fn cmpxchg16b_compares_both_halves() {
-    on_every_processor(|engine| {
+    on_every_engine(|engine| {
         let mut machine = Machine::new(engine, Mode::Long, |a| {
             a.mov(edi, DATA as u32)?;
             a.mov(eax, 1)?;
@@ -446,7 +476,7 @@ fn string_instructions_move_scan_and_compare() {
 
 #[test]
 fn sse_and_x87_compute() {
-    on_every_processor(|engine| {
+    on_every_engine(|engine| {
         let mut machine = Machine::new(engine, Mode::Long, |a| {
             a.mov(ebx, DATA as u32)?;
             a.movsd_2(xmm0, qword_ptr(rbx))?;

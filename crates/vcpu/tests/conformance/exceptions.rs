@@ -72,14 +72,14 @@ fn divide_error_returns_to_the_division() {
 
 #[test]
 fn breakpoint_returns_behind_itself() {
-    on_every_processor(|engine| {
+    on_every_engine(|engine| {
         catch(engine, 3, false, |a| a.int3(), |regs| assert_eq!(regs.r9, CODE + 1));
     });
 }
 
 #[test]
 fn software_interrupt_returns_behind_itself() {
-    on_every_processor(|engine| {
+    on_every_engine(|engine| {
         catch(engine, 0x30, false, |a| a.int(0x30), |regs| assert_eq!(regs.r9, CODE + 2));
     });
 }

@@ -46,13 +46,12 @@ pub fn on_every_engine(test: impl Fn(Engine)) {
     }
 }
 
-/// The same, for instructions that KVM's own emulator does not know: not on a KVM that runs all guest
-/// code in it.
-pub fn on_every_processor(test: impl Fn(Engine)) {
+/// The same, but not on a KVM that emulates all guest code, and why not.
+pub fn on_native_engines(why: &str, test: impl Fn(Engine)) {
     let auto = choose(Accel::Auto).unwrap();
     on_every_engine(|engine| {
         if engine == Engine::Kvm && auto.engine != Engine::Kvm {
-            eprintln!("skipped on {engine}: its emulator does not know all instructions ({})", auto.why);
+            eprintln!("skipped on {engine}: {why} ({})", auto.why);
         } else {
             test(engine);
         }

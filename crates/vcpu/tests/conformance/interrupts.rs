@@ -113,11 +113,10 @@ fn message_stays_pending_while_interrupts_are_off() {
     });
 }
 
-/// Until its EOI, an interrupt holds back those of its priority class and below. Not on a KVM that
-/// emulates: one was seen to leave the in-service register empty for edge-triggered messages.
+/// Until its EOI, an interrupt holds back those of its priority class and below.
 #[test]
 fn end_of_interrupt_lets_the_next_one_in() {
-    on_every_processor(|engine| {
+    on_native_engines("it leaves the in-service register empty for edge-triggered messages", |engine| {
         let mut machine = Machine::new(engine, Mode::Long, |a| {
             write_apic(a, SVR, 0x1ff)?;
             a.sti()?;
@@ -292,10 +291,9 @@ fn extint_waits_for_the_window_with_lint0_open() {
     });
 }
 
-/// Not on a KVM that emulates: it looks at events only every so many instructions.
 #[test]
 fn window_opens_one_instruction_behind_sti() {
-    on_every_processor(|engine| {
+    on_native_engines("it looks at events only every so many instructions", |engine| {
         let machine = Machine::without_apic(engine, Mode::Long, extint_guest);
         assert_eq!(extint_waits_for_the_window(machine), 2, "sti; nop");
     });

@@ -9,3 +9,4 @@ mod interrupts;
 mod memory;
 mod modes;
 mod pio;
+mod rare;
