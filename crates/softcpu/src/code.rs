@@ -353,6 +353,32 @@ impl CodeCache {
         // `patch` back).
         unsafe { (&raw mut (*from.as_ptr()).imm).write(to.addr()) };
     }
+
+    /// Links the exit operation `from` to the operation `to`, for as long as `key` is right: see
+    /// [`CodeCache::far_linked`] for where what is kept.
+    fn link_far(&mut self, from: OpRef, to: OpRef, key: (u64, u16)) {
+        // SAFETY: both are in the arena; the difference is that between two of its elements.
+        let index = unsafe { to.as_ptr().offset_from(self.ops.as_ptr()) } as u32;
+        let [r1, r2, base, of_index] = index.to_ne_bytes();
+        let p = from.as_ptr();
+        // SAFETY: as for `link`.
+        unsafe {
+            (&raw mut (*p).r1).write(r1);
+            (&raw mut (*p).r2).write(r2);
+            (&raw mut (*p).base).write(base);
+            (&raw mut (*p).index).write(of_index);
+            (&raw mut (*p).imm).write(key.0);
+            (&raw mut (*p).aux).write(key.1);
+        }
+    }
+
+    /// Where an exit operation leads whose link to another page is good: such a link has its key in `imm` and
+    /// `aux`, and the number of its target's first operation in place of the register operands.
+    #[inline(always)]
+    pub(crate) fn far_linked(&self, exit: &Op) -> OpRef {
+        let index = u32::from_ne_bytes([exit.r1, exit.r2, exit.base, exit.index]);
+        self.op(index as usize)
+    }
 }
 
 /// The lines that `bytes` bytes at `hpa` touch, inside their page.
@@ -414,6 +440,12 @@ impl Cpu {
         self.decode_block(rip, lin, hpa, key)
     }
 
+    /// The linear address of `rip`, without a limit check.
+    #[inline(always)]
+    pub(crate) fn code_place(&self, rip: u64) -> u64 {
+        if self.long64 { rip } else { self.seg[seg::CS].base.wrapping_add(rip) & 0xffff_ffff }
+    }
+
     /// The linear address of `rip`, after the limit check of the code segment.
     #[inline(always)]
     fn code_linear(&mut self, rip: u64) -> Result<u64, Stop> {
@@ -433,7 +465,7 @@ impl Cpu {
     fn decode_block(&mut self, rip: u64, lin: u64, hpa: u64, key: u32) -> Result<OpRef, Stop> {
         // Decoding needs at most this many operations for a block; see `lower`.
         if self.code.used + lower::MAX_OPS > ARENA_OPS {
-            self.code.flush(&self.shared);
+            self.flush_code();
         }
         // Watched before it is read, so that no write in between is missed.
         self.watch_code(hpa);
@@ -468,6 +500,7 @@ impl Cpu {
     /// Drops all decoded code.
     pub fn flush_code(&mut self) {
         self.code.flush(&self.shared);
+        self.mmu.links_dropped();
     }
 }
 
@@ -484,8 +517,7 @@ impl Cpu {
     /// set then.
     #[inline(always)]
     pub(crate) fn cached_block(&mut self, rip: u64) -> Option<OpRef> {
-        let lin = if self.long64 { rip } else { self.seg[seg::CS].base.wrapping_add(rip) & 0xffff_ffff };
-        let hpa = self.mmu.cached_fetch(lin)?;
+        let hpa = self.mmu.cached_fetch(self.code_place(rip))?;
         let recent = self.code.recent[Recent::slot(hpa)];
         if recent.hpa == hpa && recent.key == self.code.key {
             self.regs[usize::from(crate::cpu::RBLOCK)] = rip;
@@ -494,5 +526,15 @@ impl Cpu {
         let first = self.code.find_linkable(hpa)?;
         self.regs[usize::from(crate::cpu::RBLOCK)] = rip;
         Some(first)
+    }
+
+    /// As [`Cpu::cached_block`], and the exit operation `from` is linked to it.
+    #[inline(never)]
+    pub(crate) fn link_far(&mut self, from: OpRef, rip: u64) -> Option<OpRef> {
+        let to = self.cached_block(rip)?;
+        if let Some(key) = self.mmu.new_link(self.code_place(rip)) {
+            self.code.link_far(from, to, key);
+        }
+        Some(to)
     }
 }

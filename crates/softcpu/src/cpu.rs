@@ -360,8 +360,8 @@ pub struct Cpu {
     pub ip_mask: u64,
     /// Instructions executed.
     pub icount: u64,
-    /// Block transitions left before the chain returns to the dispatcher.
-    pub budget: u32,
+    /// The count of instructions at which the chain returns to the dispatcher.
+    pub chain_end: u64,
     /// Current privilege level.
     pub cpl: u8,
     /// Whether the code segment is 64-bit.
@@ -502,7 +502,7 @@ impl Cpu {
             rip: 0,
             ip_mask: 0xffff,
             icount: 0,
-            budget: 0,
+            chain_end: 0,
             cpl: 0,
             long64: false,
             nonroot: false,

@@ -5,9 +5,9 @@ use crate::cpu::{Activity, Cpu, ExitInfo, Pending, Signals, shadow, vector};
 use crate::flags::bits;
 use crate::op::{Flow, OpRef};
 
-/// Block transitions of one chain. It bounds the time to the next look at timers, and the stack where
-/// the compiler did not turn the last calls of handlers into jumps.
-const CHAIN: u32 = if cfg!(debug_assertions) { 16 } else { 500 };
+/// Instructions of one chain, but for those of its last block. It bounds the time to the next look at timers,
+/// and the stack where the compiler did not turn the last calls of handlers into jumps.
+const CHAIN: u64 = if cfg!(debug_assertions) { 64 } else { 4096 };
 
 /// DR6 bits.
 mod dr6 {
@@ -83,14 +83,17 @@ impl Cpu {
     fn dispatch(&mut self) -> Flow {
         let single = self.single();
         let mut block_key = self.code.key;
-        self.budget = CHAIN;
+        self.chain_end = self.icount + CHAIN;
         if single {
             block_key |= key::SINGLE;
-            self.budget = 1;
+            self.chain_end = self.icount;
             // A shadow of the instruction before ends with this one.
             self.shadow_is_new = false;
         }
         self.code.stats.dispatches += 1;
+        if self.mmu.links_worn() {
+            self.flush_code();
+        }
         let patch = self.code.patch.take();
         let first = match self.block_at(self.rip, block_key) {
             Ok(first) => first,
@@ -147,7 +150,7 @@ impl Cpu {
 
     /// Whether anything at all must be looked at before the next instruction.
     #[inline(always)]
-    fn needs_boundary(&self) -> bool {
+    pub(crate) fn needs_boundary(&self) -> bool {
         self.signals.get() != 0
             || self.single()
             || self.rflags & bits::RF != 0

@@ -2,7 +2,7 @@
 //!
 //! A block is a run of [`Op`]s in an arena ([`crate::code`]). Each handler does its work and calls the
 //! next operation's handler as its last act; with optimisation that is a jump, so that a block runs as
-//! threaded code. Without, the stack grows by one frame an operation, and the chain budget bounds that.
+//! threaded code. Without, the stack grows by one frame an operation, and the length of a chain bounds that.
 //!
 //! A handler must therefore not lend out the address of a local variable before it calls [`next`]: work
 //! that needs this goes into a function of its own.

@@ -11,6 +11,7 @@ use crate::int::Int;
 use crate::lower::form;
 use crate::mmu::Kind;
 use crate::op::{Flow, Op, OpRef, jumped, stop};
+use crate::ops::branch::jumped_on;
 use crate::ops::ea;
 use crate::seg::{Descriptor, system_type};
 
@@ -27,7 +28,7 @@ pub(crate) enum Landed {
 /// What a far transfer's [`Landed`] means for the chain.
 fn flow(cpu: &mut Cpu, op: OpRef, done: Result<Landed, Stop>) -> Flow {
     match done {
-        Ok(Landed::Well) => jumped(cpu, op, Flow::Sync),
+        Ok(Landed::Well) => jumped_on(cpu, op),
         Ok(Landed::Faulting) => jumped(cpu, op, Flow::Stop),
         Err(s) => stop(cpu, op, s),
     }

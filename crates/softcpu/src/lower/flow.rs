@@ -1,6 +1,6 @@
 //! Flags, BCD, software interrupts, hints.
 
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::{Code, Decoder, Instruction, Mnemonic};
 
 use super::{Lowering, Next};
 use crate::op::Handler;
@@ -69,4 +69,36 @@ pub(crate) fn lower(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         _ if matches!(i.mnemonic(), M::Reservednop) => l.simple(flow::nop),
         _ => None,
     }
+}
+
+/// Whether the instruction that follows an STI is one of the frequent ones that always go on with the block. Then
+/// the shadow of the STI can end in its block, without single-stepping through it.
+pub(super) fn fits_shadow(decoder: &mut Decoder<'_>) -> bool {
+    use Mnemonic as M;
+    let (position, ip) = (decoder.position(), decoder.ip());
+    let i = if decoder.can_decode() { decoder.decode() } else { Instruction::default() };
+    let back = decoder.set_position(position);
+    decoder.set_ip(ip);
+    let plain = match i.mnemonic() {
+        M::Mov => i.op0_register().is_gpr() || i.op1_register().is_gpr() || i.op0_kind() != i.op1_kind(),
+        M::Nop | M::Lea | M::Test | M::Cmp | M::Add | M::Sub | M::And | M::Or | M::Xor => true,
+        M::Push | M::Pop => i.op0_register().is_gpr(),
+        _ => false,
+    };
+    let system = |r: iced_x86::Register| r.is_segment_register() || r.is_cr() || r.is_dr() || r.is_tr();
+    back.is_ok() && plain && !i.has_lock_prefix() && !system(i.op0_register()) && !system(i.op1_register())
+}
+
+/// Makes the STI that was laid down last leave its shadow open: [`end_shadow`] follows after the next instruction.
+pub(super) fn open_shadow(l: &mut Lowering<'_>) {
+    if let Some(op) = l.ops.last_mut() {
+        op.run = flow::sti_open;
+    }
+}
+
+/// Lays down the end of an STI's shadow, and of the block, after the current instruction.
+pub(super) fn end_shadow(l: &mut Lowering<'_>) {
+    let mut op = l.op(flow::shadow_end);
+    (op.off, op.len, op.nth) = (l.off + u16::from(l.len), 0, l.nth + 1);
+    l.push(op);
 }

@@ -5,7 +5,8 @@ use iced_x86::{ConditionCode, Instruction, Mnemonic, OpKind, Register};
 use super::branch::cc;
 use super::int::{imm, is_mem};
 use super::{Lowering, Next, by_cc, by_ea, by_width, by_width_ea, reg, segment, width};
-use crate::op::Handler;
+use crate::cpu::reg::RSP;
+use crate::op::{Handler, Op};
 use crate::ops::mem;
 
 pub(crate) fn lower(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
@@ -214,6 +215,23 @@ fn stack(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
     }
     l.push(op);
     Some(Next::Continue)
+}
+
+/// Lets two PUSHes or POPs of 64-bit registers in a row go at once. RSP itself is not among them.
+pub(super) fn pair_stack_ops(ops: &mut [Op]) {
+    let runs = |op: &Op, run: Handler| std::ptr::fn_addr_eq(op.run, run) && op.r1 != RSP && op.r2 == op.r1;
+    let mut rest = ops;
+    while let [first, second, ..] = rest {
+        let push = runs(first, mem::push_r::<u64>) && runs(second, mem::push_r::<u64>);
+        let pop = runs(first, mem::pop_r::<u64>) && runs(second, mem::pop_r::<u64>);
+        if push {
+            (first.run, first.r1) = (mem::push_pair, second.r1);
+        } else if pop {
+            (first.run, first.r2) = (mem::pop_pair, second.r1);
+        }
+        let done = if push || pop { 2 } else { 1 };
+        rest = rest.get_mut(done..).unwrap_or_default();
+    }
 }
 
 fn setcc(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {

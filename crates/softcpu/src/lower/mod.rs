@@ -261,7 +261,11 @@ impl Lowering<'_> {
             op.imm = disp;
             return form::FULL;
         }
-        let flat = self.long() && size == 3 && usize::from(op.seg) < seg::FS;
+        let plain = self.long() && size == 3;
+        let flat = plain && usize::from(op.seg) < seg::FS;
+        if plain && !flat {
+            op.scale |= ops::SEGMENT_BASE;
+        }
         match (flat, index != Register::None) {
             (true, false) => form::BASE,
             (true, true) => form::INDEX,
@@ -276,6 +280,7 @@ impl Lowering<'_> {
         let linkable = same_page && self.key & (key::SINGLE | key::LIMITED) == 0;
         let run: Handler = if linkable { ops::branch::exit_link } else { ops::branch::exit_far };
         let mut op = self.op(run);
+        // No link yet: no era is 0.
         op.disp = target.wrapping_sub(self.start) as i32;
         op.nth = executed;
         self.push(op);
@@ -390,6 +395,7 @@ fn lower_bytes(
     let known = uses.iter().flatten().count();
     let uses: Vec<FlagUse> = uses.into_iter().take(known).flatten().collect();
     drop_dead_flags(&uses, l.ops);
+    mem::pair_stack_ops(l.ops);
     end
 }
 
@@ -401,6 +407,8 @@ fn lower_all(
     uses: &mut [Option<FlagUse>; MAX_INSTRUCTIONS],
 ) -> usize {
     let rip = l.start;
+    // The instruction before is an STI whose shadow ends with this one, within the block.
+    let mut shadow = false;
     let mut insn = Instruction::default();
     let mut count = 0;
     loop {
@@ -431,7 +439,15 @@ fn lower_all(
         l.nth = count as u8;
         let first = l.ops.len();
         (l.pure, l.quiet) = (false, None);
-        let next = if insn.is_invalid() { None } else { lower_one(l, &insn) };
+        let mut next = if insn.is_invalid() { None } else { lower_one(l, &insn) };
+        if shadow {
+            flow::end_shadow(l);
+            next = next.and(Some(Next::End));
+        } else if insn.mnemonic() == Mnemonic::Sti && count + 1 < max && flow::fits_shadow(decoder) {
+            shadow = true;
+            flow::open_shadow(l);
+            next = Some(Next::Continue);
+        }
         if let (Some(Next::Continue), Some(slot)) = (next, uses.get_mut(count)) {
             *slot = Some(flag_use(l, &insn, first));
         }

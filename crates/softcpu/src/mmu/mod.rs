@@ -218,6 +218,29 @@ impl Mmu {
         ((lin & !(PAGE - 1)) ^ e.x == self.asid).then(|| lin.wrapping_add(e.addend).wrapping_sub(self.base))
     }
 
+    /// What a link to `lin` must say to be good now: page and address space, and [`Tlb::era`].
+    #[inline(always)]
+    pub(crate) fn link_key(&self, lin: u64) -> (u64, u16) {
+        (lin & !(PAGE - 1) | self.asid, self.tlb.era())
+    }
+
+    /// A link to `lin` is being made: what it must say. `None`: no more can be made.
+    pub(crate) fn new_link(&mut self, lin: u64) -> Option<(u64, u16)> {
+        self.tlb.note_link(lin);
+        Some(self.link_key(lin)).filter(|key| key.1 != 0)
+    }
+
+    /// Whether links have to be dropped before new ones can be made; after that, [`Mmu::links_dropped`].
+    #[inline(always)]
+    pub(crate) fn links_worn(&self) -> bool {
+        self.tlb.links_worn()
+    }
+
+    /// See [`Mmu::links_worn`].
+    pub(crate) fn links_dropped(&mut self) {
+        self.tlb.new_links();
+    }
+
     #[inline(always)]
     fn bounce_ptr(&mut self) -> HostPtr {
         HostPtr::bounce(&mut self.bounce)

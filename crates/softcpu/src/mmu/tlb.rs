@@ -10,6 +10,9 @@ use super::PAGE;
 /// Entries of one set; there is one set for each way that privilege changes what is accessible.
 pub(super) const SETS: usize = 2048;
 
+/// Epochs of links before they are counted anew: what fits beside a view in 16 bits.
+const EPOCHS: u16 = 1 << 14;
+
 /// Which rights an access is made with; each has its own part of the TLB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -62,6 +65,12 @@ pub(super) struct Tlb {
     /// Regions of 2 MiB (by hash) from which a part of a large page was cached: an INVLPG there flushes
     /// everything, since the other parts cannot be found.
     large: Box<[u64; 64]>,
+    /// Pages (by hash) that links between blocks lead to: an INVLPG there ends all such links.
+    linked: Box<[u64; 64]>,
+    /// Counts the times when links ended, from 1.
+    epoch: u16,
+    /// What a link must have been made under to be good now: the epoch and the view. 0 when epochs have run out.
+    era: u16,
 }
 
 impl Tlb {
@@ -71,7 +80,8 @@ impl Tlb {
             unreachable!("the length is the array's")
         };
         let part = NonNull::from(&mut entries[0]);
-        let mut tlb = Self { entries, part, view: View::User, large: Box::new([0; 64]) };
+        let (large, linked) = (Box::new([0; 64]), Box::new([0; 64]));
+        let mut tlb = Self { entries, part, view: View::User, large, linked, epoch: 1, era: 0 };
         tlb.set_view(View::Supervisor);
         tlb
     }
@@ -80,6 +90,42 @@ impl Tlb {
     pub fn set_view(&mut self, view: View) {
         self.view = view;
         self.part = NonNull::from(&mut self.entries[view as usize * SETS]);
+        self.set_era();
+    }
+
+    fn set_era(&mut self) {
+        self.era = if self.epoch == EPOCHS { 0 } else { self.epoch << 2 | self.view as u16 };
+    }
+
+    /// What links between blocks that are made now are good for, and those made earlier must match; 0 matches
+    /// none.
+    #[inline(always)]
+    pub fn era(&self) -> u16 {
+        self.era
+    }
+
+    /// A link leads to `lin`.
+    pub fn note_link(&mut self, lin: u64) {
+        let bit = link_bit(lin);
+        self.linked[bit >> 6] |= 1 << (bit & 63);
+    }
+
+    /// Ends all links.
+    fn end_links(&mut self) {
+        self.linked.fill(0);
+        self.epoch = (self.epoch + 1).min(EPOCHS);
+        self.set_era();
+    }
+
+    /// Whether no more links can be made until [`Tlb::new_links`].
+    pub fn links_worn(&self) -> bool {
+        self.epoch == EPOCHS
+    }
+
+    /// No link is left anywhere.
+    pub fn new_links(&mut self) {
+        self.epoch = 1;
+        self.set_era();
     }
 
     /// The current view.
@@ -127,6 +173,10 @@ impl Tlb {
         for view in 0..4 {
             self.entries[(lin >> 12) as usize & (SETS - 1) | (view * SETS)] = TlbEntry::EMPTY;
         }
+        let bit = link_bit(lin);
+        if self.linked[bit >> 6] >> (bit & 63) & 1 != 0 {
+            self.end_links();
+        }
         let hit = |bit: usize| self.large[bit >> 6] >> (bit & 63) & 1 != 0;
         hit(large_bit(lin, 21)) || hit(large_bit(lin, 30))
     }
@@ -135,6 +185,7 @@ impl Tlb {
     pub fn clear(&mut self) {
         self.entries.fill(TlbEntry::EMPTY);
         self.forget_large();
+        self.end_links();
     }
 
     /// All cached parts of large pages have become unreachable.
@@ -153,6 +204,10 @@ impl Tlb {
         }
         any
     }
+}
+
+fn link_bit(lin: u64) -> usize {
+    (lin >> 12 ^ lin >> 24) as usize & 4095
 }
 
 fn large_bit(lin: u64, shift: u32) -> usize {

@@ -10,9 +10,7 @@ use crate::op::{Flow, Op, OpRef, stop};
 #[inline(always)]
 fn leave(cpu: &mut Cpu, executed: u8) -> bool {
     cpu.icount += u64::from(executed);
-    cpu.budget = cpu.budget.wrapping_sub(1);
-    // Budget 0 wraps: single-stepping and the debug profile return after every block.
-    (cpu.budget as i32) > 0 && cpu.signals.get() == 0
+    cpu.icount < cpu.chain_end && cpu.signals.get() == 0
 }
 
 /// Leaves the block to a target in the same page, through the link if there is one.
@@ -50,10 +48,44 @@ pub fn exit_link(cpu: &mut Cpu, op: OpRef) -> Flow {
     take_link(cpu, op)
 }
 
-/// Exit operation to a target in another page, whose mapping may change.
+/// Exit operation to a target in another page: through the link if it was made from here under the mapping that
+/// is in force.
 pub fn exit_far(cpu: &mut Cpu, op: OpRef) -> Flow {
     let rip = cpu.regs[usize::from(RBLOCK)].wrapping_add(i64::from(op.disp) as u64) & cpu.ip_mask;
-    take_lookup(cpu, rip, op.nth)
+    if leave(cpu, op.nth) {
+        if (op.imm, op.aux) == cpu.mmu.link_key(cpu.code_place(rip)) {
+            cpu.regs[usize::from(RBLOCK)] = rip;
+            let to = cpu.code.far_linked(&op);
+            return (to.run)(cpu, to);
+        }
+        if let Some(to) = cpu.link_far(op, rip) {
+            return (to.run)(cpu, to);
+        }
+    }
+    cpu.rip = rip;
+    Flow::Lookup
+}
+
+/// Goes on with the chain after an instruction that has set `Cpu::rip` and may have changed privilege level,
+/// RFLAGS or stack, but in 64-bit mode nothing that decoding depends on.
+#[inline(always)]
+pub(crate) fn go_on(cpu: &mut Cpu) -> Flow {
+    if cpu.long64
+        && cpu.code.key == cpu.code_key()
+        && cpu.icount < cpu.chain_end
+        && !cpu.needs_boundary()
+        && let Some(to) = cpu.cached_block(cpu.rip)
+    {
+        return (to.run)(cpu, to);
+    }
+    Flow::Sync
+}
+
+/// The instruction completed, has set `Cpu::rip`, and may have changed what [`go_on`] allows.
+#[inline(always)]
+pub(crate) fn jumped_on(cpu: &mut Cpu, op: OpRef) -> Flow {
+    cpu.icount += u64::from(op.nth) + 1;
+    go_on(cpu)
 }
 
 /// Goes through the exit operation `n` places ahead.

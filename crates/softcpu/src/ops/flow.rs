@@ -68,6 +68,17 @@ fn sti_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
     Ok(())
 }
 handler!(sync: sti_work => sti);
+// The shadow stays open over the next instruction, and `shadow_end` follows that.
+handler!(next: sti_work => sti_open);
+
+/// After the instruction behind an STI: its shadow ends, and with it the block, as interrupts may be due.
+pub fn shadow_end(cpu: &mut Cpu, op: OpRef) -> Flow {
+    cpu.shadow &= !shadow::STI;
+    cpu.shadow_is_new = false;
+    cpu.rip = cpu.ip(&op);
+    cpu.icount += u64::from(op.nth);
+    super::branch::go_on(cpu)
+}
 
 impl Cpu {
     /// Whether CLI and STI act on VIF: VME in virtual-8086 mode, PVI at privilege level 3.
@@ -109,7 +120,10 @@ pub fn popf<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
         {
             next(cpu, op)
         }
-        Ok(()) => crate::op::sync(cpu, op),
+        Ok(()) => {
+            cpu.rip = cpu.ip_after(&op);
+            super::branch::jumped_on(cpu, op)
+        }
         Err(s) => stop(cpu, op, s),
     }
 }

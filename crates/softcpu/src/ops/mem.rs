@@ -266,6 +266,34 @@ pub fn push_r<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     push_r_slow::<T>(cpu, op)
 }
 
+/// PUSH of the 64-bit registers `r2` and `r1`, one after the other. The operation that follows is the second
+/// PUSH alone, for when they do not go at once.
+pub fn push_pair(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let sp = cpu.regs[usize::from(reg::RSP)].wrapping_sub(16);
+    if let Some(p) = cpu.hit_write::<u128>(sp) {
+        let (first, second) = (u64::get(cpu, op.r2), u64::get(cpu, op.r1));
+        p.write(u128::from(first) << 64 | u128::from(second));
+        cpu.regs[usize::from(reg::RSP)] = sp;
+        let after = op.ahead(2);
+        return (after.run)(cpu, after);
+    }
+    push_r_slow::<u64>(cpu, op)
+}
+
+/// POP of the 64-bit registers `r1` and `r2`; see [`push_pair`].
+pub fn pop_pair(cpu: &mut Cpu, op: OpRef) -> Flow {
+    let sp = cpu.regs[usize::from(reg::RSP)];
+    if let Some(p) = cpu.hit_read::<u128>(sp) {
+        let both = p.read::<u128>();
+        (both as u64).put(cpu, op.r1);
+        ((both >> 64) as u64).put(cpu, op.r2);
+        cpu.regs[usize::from(reg::RSP)] = sp.wrapping_add(16);
+        let after = op.ahead(2);
+        return (after.run)(cpu, after);
+    }
+    pop_r_slow::<u64>(cpu, op)
+}
+
 #[cold]
 #[inline(never)]
 fn push_r_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {

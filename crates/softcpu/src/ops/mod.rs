@@ -21,6 +21,9 @@ use crate::op::Op;
 /// `Op::aux`: the displacement is 64 bits wide and in `imm`.
 pub const WIDE_DISP: u16 = 1 << 15;
 
+/// `Op::scale`: of the form `FULL`, an address in 64-bit code that only lacks a segment base, FS's or GS's.
+pub const SEGMENT_BASE: u8 = 1 << 2;
+
 /// The linear address of an operation's memory operand, `size` bytes wide.
 ///
 /// # Errors
@@ -34,6 +37,7 @@ pub fn ea<const E: u8>(cpu: &mut Cpu, op: &Op, size: u64, kind: Kind) -> Result<
             let base = cpu.regs[usize::from(op.base & 31)];
             Ok(base.wrapping_add(index).wrapping_add(i64::from(op.disp) as u64))
         }
+        _ if op.scale & SEGMENT_BASE != 0 => Ok(based_ea(cpu, op)),
         _ => {
             let offset = offset(cpu, op);
             cpu.linear(usize::from(op.seg), offset, size, kind)
@@ -41,14 +45,22 @@ pub fn ea<const E: u8>(cpu: &mut Cpu, op: &Op, size: u64, kind: Kind) -> Result<
     }
 }
 
-/// As [`ea`], where it takes no checks: `None` in legacy modes.
+/// See [`SEGMENT_BASE`].
+#[inline(always)]
+fn based_ea(cpu: &Cpu, op: &Op) -> u64 {
+    let index = cpu.regs[usize::from(op.index & 31)] << (op.scale & 3);
+    let base = cpu.ea_base[usize::from(op.seg & 7)].wrapping_add(cpu.regs[usize::from(op.base & 31)]);
+    base.wrapping_add(index).wrapping_add(i64::from(op.disp) as u64)
+}
+
+/// As [`ea`], where it takes no checks and little work: `None` in legacy modes and with 32-bit addresses.
 #[inline(always)]
 pub fn fast_ea<const E: u8>(cpu: &Cpu, op: &Op) -> Option<u64> {
     let base = cpu.regs[usize::from(op.base & 31)].wrapping_add(i64::from(op.disp) as u64);
     match E {
         form::BASE => Some(base),
         form::INDEX => Some(base.wrapping_add(cpu.regs[usize::from(op.index & 31)] << (op.scale & 3))),
-        _ if cpu.long64 => Some(cpu.ea_base[usize::from(op.seg & 7)].wrapping_add(offset(cpu, op))),
+        _ if op.scale & SEGMENT_BASE != 0 => Some(based_ea(cpu, op)),
         _ => None,
     }
 }

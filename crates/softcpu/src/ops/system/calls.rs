@@ -2,7 +2,8 @@
 
 use crate::cpu::{Cpu, Segment, Stop, attr, cr0, efer, reg, seg};
 use crate::flags::bits;
-use crate::op::{Flow, Op, OpRef, jumped, stop};
+use crate::op::{Flow, Op, OpRef, stop};
+use crate::ops::branch::jumped_on;
 
 /// Flags that SYSRET takes from R11.
 const SYSRET_FLAGS: u64 = 0x3c_7fd7;
@@ -28,7 +29,7 @@ pub fn syscall(cpu: &mut Cpu, op: OpRef) -> Flow {
     }
     let back = cpu.ip_after(&op);
     enter_kernel(cpu, back);
-    jumped(cpu, op, Flow::Sync)
+    jumped_on(cpu, op)
 }
 
 fn enter_kernel(cpu: &mut Cpu, back: u64) {
@@ -65,7 +66,7 @@ fn set_flags(cpu: &mut Cpu, v: u64) {
 /// SYSRET; `aux` 1 to 64-bit code.
 pub fn sysret(cpu: &mut Cpu, op: OpRef) -> Flow {
     match sysret_work(cpu, &op) {
-        Ok(()) => jumped(cpu, op, Flow::Sync),
+        Ok(()) => jumped_on(cpu, op),
         Err(s) => stop(cpu, op, s),
     }
 }

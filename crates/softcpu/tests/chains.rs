@@ -1,0 +1,236 @@
+//! What blocks do behind the program's back: links between pages, pairs of stack operations, the shadow of STI.
+
+mod common;
+
+use common::{CODE, Machine, STACK, TABLES, sel};
+use iced_x86::IcedError;
+use iced_x86::code_asm::*;
+use trapline_softcpu::cpu::{cr4, reg};
+use trapline_softcpu::flags::bits;
+
+const PAGE: u64 = 0x1000;
+const HANDLER: u64 = 0xa000;
+/// Two pages of code, one after the other in linear addresses.
+const FIRST: u64 = 0x2_0000;
+const SECOND: u64 = FIRST + PAGE;
+/// Where else the second may be.
+const OTHER: u64 = 0x3_0000;
+
+/// Maps the page of linear address `lin` to `place`.
+fn map(m: &mut Machine, lin: u64, place: u64) {
+    m.write(TABLES + 0x3000 + (lin >> 12) * 8, place | 7);
+}
+
+/// A function at `at` that gives `answer`.
+fn answer(m: &mut Machine, at: u64, answer: u32) {
+    m.code_at(at, 64, |a| {
+        a.mov(eax, answer)?;
+        a.ret()
+    });
+}
+
+/// A program that sums what `SECOND` answers, three calls before and three after `change`, the sum of the
+/// former in the upper half of RBX.
+fn sums(m: &mut Machine, change: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> (u64, u64) {
+    m.code_at(FIRST, 64, |a| {
+        let (mut before, mut after) = (a.create_label(), a.create_label());
+        a.xor(ebx, ebx)?;
+        a.mov(ecx, 3)?;
+        a.set_label(&mut before)?;
+        a.call(SECOND)?;
+        a.add(rbx, rax)?;
+        a.dec(ecx)?;
+        a.jnz(before)?;
+        a.shl(rbx, 32)?;
+        change(a)?;
+        a.mov(ecx, 3)?;
+        a.set_label(&mut after)?;
+        a.call(SECOND)?;
+        a.add(rbx, rax)?;
+        a.dec(ecx)?;
+        a.jnz(after)?;
+        a.hlt()
+    });
+    m.cpu.rip = FIRST;
+    m.run();
+    (m.reg(reg::RBX) >> 32, m.reg(reg::RBX) & 0xffff_ffff)
+}
+
+/// Two answers: at `SECOND`, and at `OTHER`, which `SECOND` will be mapped to.
+fn two_answers() -> Machine {
+    let mut m = Machine::long();
+    answer(&mut m, SECOND, 1);
+    answer(&mut m, OTHER, 10);
+    m
+}
+
+/// Writes the entry that maps `SECOND` to `OTHER`.
+fn remap(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    a.mov(qword_ptr(TABLES + 0x3000 + (SECOND >> 12) * 8), OTHER as i32 | 7)
+}
+
+#[test]
+fn a_call_to_another_page_follows_invlpg() {
+    let sums = sums(&mut two_answers(), |a| {
+        remap(a)?;
+        a.invlpg(byte_ptr(SECOND))
+    });
+    assert_eq!(sums, (3, 30));
+}
+
+#[test]
+fn a_call_to_another_page_follows_cr3() {
+    let sums = sums(&mut two_answers(), |a| {
+        remap(a)?;
+        a.mov(rdx, cr3)?;
+        a.mov(cr3, rdx)
+    });
+    assert_eq!(sums, (3, 30));
+}
+
+#[test]
+fn address_spaces_have_links_of_their_own() {
+    let mut m = two_answers();
+    // A second set of tables, PCID 2, where only `SECOND` differs.
+    let tables = TABLES + 0x10_000;
+    for level in 0..4 {
+        for i in 0..512 {
+            let entry: u64 = m.read(TABLES + level * PAGE + i * 8);
+            let moved = if level < 3 && entry != 0 { entry + 0x10_000 } else { entry };
+            m.write(tables + level * PAGE + i * 8, moved);
+        }
+    }
+    m.write(tables + 0x3000 + (SECOND >> 12) * 8, OTHER | 7);
+    m.cpu.set_cr4(m.cpu.cr4 | cr4::PCIDE).unwrap();
+    for _ in 0..3 {
+        let sums = sums(&mut m, |a| {
+            a.mov(rdx, cr3)?;
+            a.mov(r8, tables | 2 | 1 << 63)?;
+            a.mov(cr3, r8)
+        });
+        assert_eq!(sums, (3, 30));
+        m.cpu.set_cr3(TABLES | 1 << 63).unwrap();
+    }
+}
+
+#[test]
+fn one_page_mapped_twice_leads_to_two_places() {
+    // The same code page at two linear addresses, each followed by another page.
+    let mut m = two_answers();
+    let alias = 0x4_0000;
+    map(&mut m, alias, FIRST);
+    map(&mut m, alias + PAGE, OTHER);
+    m.code_at(FIRST + 0x100, 64, |a| {
+        a.call(SECOND)?;
+        a.ret()
+    });
+    m.run_code(|a| {
+        let mut again = a.create_label();
+        a.xor(ebx, ebx)?;
+        a.mov(ecx, 4)?;
+        a.set_label(&mut again)?;
+        for at in [FIRST, alias] {
+            a.call(at + 0x100)?;
+            a.add(rbx, rax)?;
+        }
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.hlt()
+    });
+    assert_eq!(m.reg(reg::RBX), 4 * 11);
+}
+
+#[test]
+fn links_outlast_their_counter() {
+    // More INVLPGs of a linked page than there are epochs of links.
+    let mut m = two_answers();
+    m.code(|a| {
+        let mut again = a.create_label();
+        a.xor(ebx, ebx)?;
+        a.mov(ecx, 17_000)?;
+        a.set_label(&mut again)?;
+        a.call(SECOND)?;
+        a.add(rbx, rax)?;
+        a.call(SECOND)?;
+        a.add(rbx, rax)?;
+        a.invlpg(byte_ptr(SECOND))?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.hlt()
+    });
+    m.cpu.run_for(1_000_000);
+    assert_eq!((m.reg(reg::RCX), m.reg(reg::RBX)), (0, 34_000));
+}
+
+#[test]
+fn two_pushes_and_the_second_faults() {
+    let mut m = Machine::long();
+    m.gate64(14, HANDLER, 0x8e, 1);
+    m.halt_at(HANDLER);
+    m.write(common::TSS + 0x24, STACK); // IST 1
+    // The first push fills the first word of a page, and the page below is not there.
+    m.write(TABLES + 0x3000 + (OTHER >> 12) * 8, 0u64);
+    let top = OTHER + PAGE + 8;
+    m.set(reg::RAX, 0x1111);
+    m.set(reg::RBX, 0x2222);
+    m.set(reg::RSP, top);
+    m.run_code(|a| {
+        a.push(rax)?;
+        a.push(rbx)?;
+        a.hlt()
+    });
+    assert_eq!((m.cpu.rip, m.cpu.cr2), (HANDLER + 1, top - 16));
+    assert_eq!(m.read::<u64>(top - 8), 0x1111);
+    // Error code, RIP of the second push, CS, RFLAGS, RSP after the first.
+    let frame = m.stack::<u64>(5);
+    assert_eq!((frame[1], frame[4]), (CODE + 1, top - 8));
+}
+
+#[test]
+fn pairs_push_and_pop_in_order() {
+    let mut m = Machine::long();
+    for r in [reg::RAX, reg::RBX, reg::RCX, reg::RDX, reg::RSI] {
+        m.set(r, 0x100 + u64::from(r));
+    }
+    m.run_code(|a| {
+        for r in [rax, rbx, rcx, rdx, rsi] {
+            a.push(r)?;
+        }
+        for r in [r8, r9, r10, r11, r12] {
+            a.pop(r)?;
+        }
+        a.push(rsp)?;
+        a.push(rax)?;
+        a.pop(r13)?;
+        a.pop(r14)?;
+        a.push(rbx)?;
+        a.pop(rsp)?;
+        a.hlt()
+    });
+    let popped: Vec<u64> = (8..13).map(|r| m.reg(r)).collect();
+    assert_eq!(popped, [reg::RSI, reg::RDX, reg::RCX, reg::RBX, reg::RAX].map(|r| 0x100 + u64::from(r)));
+    assert_eq!((m.reg(13), m.reg(14)), (0x100, STACK));
+    assert_eq!(m.reg(reg::RSP), 0x100 + u64::from(reg::RBX));
+}
+
+#[test]
+fn a_trap_falls_between_two_pushes() {
+    let mut m = Machine::long();
+    m.gate64(1, HANDLER, 0x8e, 0);
+    m.halt_at(HANDLER);
+    m.code(|a| {
+        a.push(rax)?;
+        a.push(rbx)
+    });
+    // Decoded as a pair first, then stepped through.
+    m.code_at(CODE + 2, 64, |a| a.hlt());
+    m.cpu.rip = CODE;
+    m.run();
+    m.set(reg::RSP, STACK);
+    m.cpu.rip = CODE;
+    m.cpu.rflags |= bits::TF;
+    m.run();
+    assert_eq!(m.cpu.rip, HANDLER + 1);
+    let frame = m.stack::<u64>(4);
+    assert_eq!((frame[0], frame[1], frame[3]), (CODE + 1, u64::from(sel::CODE), STACK - 8));
+}
