@@ -1,12 +1,13 @@
-//! Any script on the UART, the RTC, the i8042 and the ACPI power-management block.
+//! Any script on the UART, the RTC, the i8042, the ACPI power-management block and the HPET.
 #![no_main]
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
+use trapline_chipset::hpet::LegacyLines;
 use trapline_chipset::{
-    A20Gate, AcpiPm, AcpiPmConfig, I8042, Key, MouseButtons, Rtc, SystemEvent, SystemEvents, Uart,
+    A20Gate, AcpiPm, AcpiPmConfig, Hpet, I8042, Key, MouseButtons, Rtc, SystemEvent, SystemEvents, Uart,
 };
 use trapline_fuzz::script::{Extent, Step, run};
 
@@ -16,6 +17,7 @@ enum Input {
     Rtc(Vec<Step>),
     I8042(Vec<Step>),
     AcpiPm(Vec<Step>),
+    Hpet(Vec<Step>),
 }
 
 /// Resets and power-offs that nobody heeds.
@@ -88,9 +90,22 @@ fn acpi_pm(steps: &[Step]) {
     );
 }
 
+fn hpet(steps: &[Step]) {
+    run(
+        steps,
+        Extent { regions: 1, offsets: 0x170 },
+        |world| {
+            let routes = [2, 20, 31].map(|line: u8| (line, world.line(line.into()))).to_vec();
+            Hpet::new(world.clock.clone(), routes, LegacyLines::new(world.line(0), world.line(8)))
+        },
+        |_, _| {},
+    );
+}
+
 fuzz_target!(|input: Input| match input {
     Input::Uart(steps) => uart(&steps),
     Input::Rtc(steps) => rtc(&steps),
     Input::I8042(steps) => i8042(&steps),
     Input::AcpiPm(steps) => acpi_pm(&steps),
+    Input::Hpet(steps) => hpet(&steps),
 });

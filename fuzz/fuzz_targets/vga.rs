@@ -126,9 +126,7 @@ fn step(vga: &mut Vga, clock: &Arc<FakeClock>, step: &Step) {
         Step::Move => {
             let state = postcard::to_stdvec(&vga.save()).expect("a state is plain data");
             let mut other = make(clock);
-            other
-                .restore(postcard::from_bytes(&state).expect("as it was written"))
-                .expect("a valid state");
+            other.restore(postcard::from_bytes(&state).expect("as it was written")).expect("a valid state");
             let again = postcard::to_stdvec(&other.save()).expect("a state is plain data");
             assert_eq!(state, again, "a restored device is another");
             *vga = other;

@@ -37,7 +37,7 @@ impl From<Size> for AccessSize {
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub struct Place {
     region: u8,
-    offset: u8,
+    offset: u16,
     size: Size,
 }
 

@@ -12,6 +12,7 @@
 //! | [`DebugExit`] | exit port for test guests | 0x501, 4 ports |
 //! | [`DebugCon`] | debug console | 0x402 or 0xe9 |
 //! | [`FwCfg`] | QEMU's firmware configuration: selector, data and DMA ports | 0x510, 0x514 |
+//! | [`Hpet`] | high precision event timer, three comparators | 0xfed0_0000 in memory |
 //! | [`PcTestdev`] | QEMU's pc-testdev: latches and interrupt lines for test guests | 0xe0, 0xe4, 0xe8, 0x2000 |
 //! | [`PostCode`] | power-on self-test code latch | 0x80 |
 //!
@@ -21,7 +22,7 @@
 //! Accesses wider than a byte to a device of byte-wide registers are split into byte accesses at
 //! consecutive offsets, as the ISA bus does. Offsets a device does not decode read all-ones.
 //!
-//! Left out: the 8237 DMA controller, the floppy controller, the parallel port and the HPET, all of
+//! Left out: the 8237 DMA controller, the floppy controller and the parallel port, all of
 //! which may read all-ones; interrupt controllers and the PIT are in `trapline-irqchip`. What each
 //! device leaves out is said in its own module.
 //!
@@ -57,6 +58,7 @@ pub mod acpi_pm;
 pub mod debug_con;
 pub mod debug_exit;
 pub mod fw_cfg;
+pub mod hpet;
 pub mod i8042;
 pub mod pc_testdev;
 pub mod port92;
@@ -70,6 +72,7 @@ pub use debug_con::DebugCon;
 pub use debug_exit::DebugExit;
 pub use events::{A20Gate, A20Source, SystemEvent, SystemEvents};
 pub use fw_cfg::FwCfg;
+pub use hpet::Hpet;
 pub use i8042::{I8042, Key, MouseButtons};
 pub use pc_testdev::PcTestdev;
 pub use port92::Port92;

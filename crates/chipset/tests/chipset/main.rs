@@ -2,6 +2,7 @@
 
 mod acpi_pm;
 mod fw_cfg;
+mod hpet;
 mod i8042;
 mod random;
 mod rtc;

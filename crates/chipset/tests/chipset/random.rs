@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use trapline_chipset::{A20Gate, AcpiPm, AcpiPmConfig, DebugCon, DebugExit, I8042, Key, MouseButtons};
+use trapline_chipset::hpet::LegacyLines;
+use trapline_chipset::{A20Gate, AcpiPm, AcpiPmConfig, DebugCon, DebugExit, Hpet, I8042, Key, MouseButtons};
 use trapline_chipset::{Port92, PostCode, ResetControl, Rtc, Uart};
 use trapline_device::test::{FakeClock, Recorder};
 use trapline_device::{AccessSize, Clock, Device, IrqLine, Nanos, SaveRestore};
@@ -55,19 +56,22 @@ impl World {
     fn run<D: Device>(&self, device: &mut D, script: &[Step], host: fn(&mut D, &[u8])) -> Seen {
         let mut seen = Seen { answers: Vec::new(), levels: Vec::new(), deadlines: Vec::new() };
         for step in script {
-            let pio = device.pio().unwrap();
             match step {
                 Step::Read { region, offset, size } => {
-                    seen.answers.push(pio.read(*region, *offset, *size) & size.ones() as u32);
+                    seen.answers.push(read(device, *region, *offset, *size))
                 }
-                Step::Write { region, offset, size, value } => pio.write(*region, *offset, *size, *value),
+                Step::Write { region, offset, size, value } => write(device, *region, *offset, *size, *value),
                 Step::ReadBlock { region, offset, size, len } => {
                     let mut data = vec![0; len * size.bytes()];
-                    pio.read_block(*region, *offset, *size, &mut data);
+                    if let Some(pio) = device.pio() {
+                        pio.read_block(*region, *offset, *size, &mut data);
+                    }
                     seen.answers.extend(data.into_iter().map(u32::from));
                 }
                 Step::WriteBlock { region, offset, size, data } => {
-                    pio.write_block(*region, *offset, *size, data);
+                    if let Some(pio) = device.pio() {
+                        pio.write_block(*region, *offset, *size, data);
+                    }
                 }
                 Step::Host(bytes) => host(device, bytes),
                 Step::Pass(by) => self.pass(device, *by),
@@ -93,6 +97,23 @@ impl World {
         if let Some(poll) = device.poll() {
             poll.poll(self.clock.now());
         }
+    }
+}
+
+/// One read, through the face that the device has.
+fn read<D: Device>(device: &mut D, region: usize, offset: u16, size: AccessSize) -> u32 {
+    let value = match device.pio() {
+        Some(pio) => pio.read(region, offset, size),
+        None => device.mmio().unwrap().read(region, offset.into(), size) as u32,
+    };
+    value & size.ones() as u32
+}
+
+/// One write.
+fn write<D: Device>(device: &mut D, region: usize, offset: u16, size: AccessSize, value: u32) {
+    match device.pio() {
+        Some(pio) => pio.write(region, offset, size, value),
+        None => device.mmio().unwrap().write(region, offset.into(), size, value.into()),
     }
 }
 
@@ -143,6 +164,21 @@ fn step(regions: usize, ports: u16) -> impl Strategy<Value = Step> {
 
 fn script(regions: usize, ports: u16) -> impl Strategy<Value = (Vec<Step>, usize)> {
     (proptest::collection::vec(step(regions, ports), 0..120), 0..120usize)
+}
+
+/// Steps on 32-bit registers at these offsets.
+fn registers<const N: usize>(offsets: [u16; N]) -> impl Strategy<Value = (Vec<Step>, usize)> {
+    let place = move |step| match step {
+        Step::Read { region, offset, .. } => {
+            Step::Read { region, offset: offsets[usize::from(offset)], size: AccessSize::Dword }
+        }
+        Step::Write { region, offset, value, .. } => {
+            Step::Write { region, offset: offsets[usize::from(offset)], size: AccessSize::Dword, value }
+        }
+        other => other,
+    };
+    let steps = proptest::collection::vec(step(1, N as u16).prop_map(place), 0..120);
+    (steps, 0..120usize)
 }
 
 proptest! {
@@ -211,6 +247,19 @@ proptest! {
                 [0..100, ..] => pm.press_sleep_button(),
                 [gpe, ..] => pm.raise_gpe(*gpe),
             },
+        );
+    }
+
+    #[test]
+    fn hpet((script, cut) in registers([0x000, 0x010, 0x020, 0x0f0, 0x0f4, 0x100, 0x108, 0x10c, 0x120, 0x128])) {
+        check(
+            &script,
+            cut,
+            |world| {
+                let routes = [1, 12].map(|line: u8| (line, world.line(line.into()))).to_vec();
+                Hpet::new(world.clock.clone(), routes, LegacyLines::new(world.line(1), world.line(12)))
+            },
+            |_, _| {},
         );
     }
 
