@@ -422,9 +422,9 @@ pub struct HpetState {
     legacy_mode: bool,
     status: u8,
     timers: [Timer; TIMERS],
-    base: u64,
-    seen: u64,
-    /// How long the counter has run since it was `base`, in nanoseconds.
+    /// The counter when it was last looked at.
+    counter: u64,
+    /// How long it has run since, in nanoseconds.
     elapsed: Nanos,
 }
 
@@ -445,23 +445,22 @@ impl SaveRestore for Hpet {
             seen,
             asserted: _, // follows from the rest
         } = self;
+        let elapsed = if *enabled { running.elapsed(clock.now()) } else { 0 };
         HpetState {
             enabled: *enabled,
             legacy_mode: *legacy_mode,
             status: *status,
             timers: *timers,
-            base: *base,
-            seen: *seen,
-            elapsed: if *enabled { running.elapsed(clock.now()) } else { 0 },
+            counter: *seen,
+            elapsed: elapsed.saturating_sub(seen.wrapping_sub(*base).saturating_mul(TICK)),
         }
     }
 
     /// The counter goes on from where it was saved, however the clock stands.
     fn restore(&mut self, state: HpetState) -> Result<(), RestoreError> {
-        let HpetState { enabled, legacy_mode, status, timers, base, seen, elapsed } = state;
+        let HpetState { enabled, legacy_mode, status, timers, counter, elapsed } = state;
         let refuse = |ok, what: &str| check("hpet", ok, || what.to_owned());
         refuse(elapsed <= LONGEST, "counter has run for centuries")?;
-        refuse(seen.wrapping_sub(base) <= elapsed / TICK, "counter was looked at in the future")?;
         refuse(status >> TIMERS == 0, "interrupt status of timers that do not exist")?;
         let routable = self.route_capabilities();
         for (n, timer) in timers.iter().enumerate() {
@@ -480,7 +479,7 @@ impl SaveRestore for Hpet {
         }
         self.running = Stopwatch::showing(elapsed, self.clock.now());
         (self.enabled, self.status, self.timers) = (enabled, status, timers);
-        (self.base, self.seen) = (base, seen);
+        (self.base, self.seen) = (counter, counter);
         self.legacy_mode = legacy_mode;
         self.legacy.set_replaced(legacy_mode);
         self.drive();
