@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use trapline_boot::RamRange;
 use trapline_chipset::{
-    A20Gate, AcpiPm, AcpiPmConfig, DebugExit, I8042, Port92, PostCode, ResetControl, Rtc, SystemEvents, Uart,
-    i8042,
+    A20Gate, AcpiPm, AcpiPmConfig, DebugExit, FwCfg, I8042, Port92, PostCode, ResetControl, Rtc,
+    SystemEvents, Uart, fw_cfg, i8042,
 };
 use trapline_device::bus::{MmioBusBuilder, PioBusBuilder, SharedDevice};
 use trapline_device::{AccessSize, IrqLine, IrqSink, PortIo};
@@ -46,6 +46,7 @@ pub(crate) struct Devices {
     pub(crate) post: Arc<Mutex<PostCode>>,
     pub(crate) console: Arc<Mutex<Flusher>>,
     pub(crate) testdev: Option<Testdev>,
+    pub(crate) fw_cfg: Option<Arc<Mutex<FwCfg>>>,
 }
 
 /// A device that is on a bus and known by its kind.
@@ -81,6 +82,7 @@ impl Devices {
             post: shared(PostCode::new()),
             console: shared(core.console.flusher()),
             testdev: None,
+            fw_cfg: None,
             pic,
             ioapic,
         }
@@ -128,6 +130,9 @@ impl Devices {
         ports.register(COM1, 8, self.uart.clone(), 0, "serial0")?;
         ports.register(0x501, 4, self.debug_exit.clone(), 0, "debug-exit")?;
         mmio.register(IOAPIC.into(), 0x1000, shared(self.ioapic.clone()), 0, "ioapic")?;
+        if let Some(fw_cfg) = &self.fw_cfg {
+            ports.register(0x510, 2, fw_cfg.clone(), fw_cfg::PORTS, "fw-cfg")?;
+        }
         if let Some(testdev) = &self.testdev {
             ports.register(0xf4, 4, self.debug_exit.clone(), 0, "isa-debug-exit")?;
             testdev.wire(ports, mmio)?;

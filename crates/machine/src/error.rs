@@ -1,6 +1,7 @@
 //! What can go wrong on the host's side.
 
 use std::io;
+use std::path::PathBuf;
 
 /// Why a machine could not be made or could not go on. Every message is one line.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,40 @@ pub enum Error {
     /// Two devices at one address: a mistake of the board.
     #[error(transparent)]
     Bus(#[from] trapline_device::bus::BusError),
+    /// A PCI function has no place: a mistake of the board.
+    #[error(transparent)]
+    Topology(#[from] trapline_pci::TopologyError),
+    /// A PCI function is not possible: a mistake of the board.
+    #[error(transparent)]
+    Function(#[from] trapline_pci::ConfigError),
+    /// Firmware configuration.
+    #[error(transparent)]
+    FwCfg(#[from] trapline_chipset::fw_cfg::FwCfgError),
+    /// The firmware's image.
+    #[error("cannot use firmware {}: {why}", path.display())]
+    Firmware {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A disk cannot be opened.
+    #[error("cannot open disk {}: {source}", path.display())]
+    Disk {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        source: trapline_disk::DiskError,
+    },
+    /// What the guest has written could not be made durable.
+    #[error("cannot flush a disk: {0}")]
+    Flush(trapline_disk::DiskError),
+    /// Two drives want one place.
+    #[error("two drives have index {0}")]
+    DriveIndex(usize),
+    /// More drives than the controller has places for.
+    #[error("the ide controller has places for {max} drives", max = crate::pc::DRIVES)]
+    TooManyDrives,
     /// The operating system refused.
     #[error("{what}: {source}")]
     Host {

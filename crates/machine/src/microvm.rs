@@ -26,14 +26,14 @@ use std::sync::{Arc, Mutex};
 
 use trapline_boot::acpi::{self, AcpiConfig};
 use trapline_boot::{RamRange, Request};
-use trapline_chipset::{AcpiPm, AcpiPmConfig, acpi_pm, reset_control};
+use trapline_chipset::{AcpiPm, AcpiPmConfig, FwCfg, acpi_pm, fw_cfg, reset_control};
 use trapline_device::bus::{MmioBus, PioBus, PioBusBuilder, Swap};
 use trapline_memory::{GuestRam, RamConfig};
 use trapline_pci::Effects;
 
 use crate::chassis::{Chassis, Core, Wiring, lock, make_ram};
 use crate::config::{KernelConfig, MachineConfig};
-use crate::devices::{COM1, Devices, IOAPIC, IRQ_COM1, IRQ_SCI, LOCAL_APIC, isa_lines};
+use crate::devices::{COM1, Devices, IOAPIC, IRQ_COM1, IRQ_SCI, LOCAL_APIC, isa_lines, shared};
 use crate::remote::Remote;
 use crate::run::{Board, Shared};
 use crate::state::MachineState;
@@ -106,7 +106,8 @@ impl Microvm {
         };
         let mut devices = Devices::new(&core, pm_config);
         if testdev {
-            devices.testdev = Some(Testdev::new(isa_lines(&devices.pic, &devices.ioapic), memory, cpus));
+            devices.testdev = Some(Testdev::new(isa_lines(&devices.pic, &devices.ioapic)));
+            devices.fw_cfg = Some(fw_cfg(memory, cpus));
         }
         devices.set_memory_size(&ranges);
         devices.set_up_pic();
@@ -176,6 +177,16 @@ impl Microvm {
     pub fn restore(&mut self, state: MachineState) -> Result<()> {
         self.chassis.restore(state)
     }
+}
+
+/// What test kernels ask for: numbers of processors and the size of RAM.
+fn fw_cfg(memory: u64, cpus: u32) -> Arc<Mutex<FwCfg>> {
+    let mut fw_cfg = FwCfg::new();
+    fw_cfg.add(fw_cfg::RAM_SIZE, memory.to_le_bytes());
+    for key in [fw_cfg::NB_CPUS, fw_cfg::MAX_CPUS] {
+        fw_cfg.add(key, (cpus as u16).to_le_bytes()); // at most MAX_CPUS
+    }
+    shared(fw_cfg)
 }
 
 /// What the tables tell about the board.

@@ -42,7 +42,8 @@ struct DeviceStates {
     reset: State<ResetControl>,
     debug_exit: State<DebugExit>,
     post: State<PostCode>,
-    testdev: Option<(State<PcTestdev>, State<FwCfg>)>,
+    testdev: Option<State<PcTestdev>>,
+    fw_cfg: Option<State<FwCfg>>,
 }
 
 impl Devices {
@@ -62,6 +63,7 @@ impl Devices {
             post,
             console: _,
             testdev,
+            fw_cfg,
         } = self;
         DeviceStates {
             pic: pic.save(),
@@ -75,13 +77,27 @@ impl Devices {
             reset: lock(reset).save(),
             debug_exit: lock(debug_exit).save(),
             post: lock(post).save(),
-            testdev: testdev.as_ref().map(|both| (lock(&both.dev).save(), lock(&both.fw_cfg).save())),
+            testdev: testdev.as_ref().map(|testdev| lock(&testdev.dev).save()),
+            fw_cfg: fw_cfg.as_ref().map(|fw_cfg| lock(fw_cfg).save()),
         }
     }
 
     fn restore(&mut self, states: DeviceStates) -> Result<()> {
-        let DeviceStates { pic, ioapic, pit, rtc, pm, uart, i8042, port92, reset, debug_exit, post, testdev } =
-            states;
+        let DeviceStates {
+            pic,
+            ioapic,
+            pit,
+            rtc,
+            pm,
+            uart,
+            i8042,
+            port92,
+            reset,
+            debug_exit,
+            post,
+            testdev,
+            fw_cfg,
+        } = states;
         lock(&self.pit).restore(pit)?;
         lock(&self.rtc).restore(rtc)?;
         lock(&self.pm).restore(pm)?;
@@ -92,12 +108,14 @@ impl Devices {
         lock(&self.debug_exit).restore(debug_exit)?;
         lock(&self.post).restore(post)?;
         match (&self.testdev, testdev) {
-            (Some(here), Some((dev, fw_cfg))) => {
-                lock(&here.dev).restore(dev)?;
-                lock(&here.fw_cfg).restore(fw_cfg)?;
-            }
+            (Some(here), Some(testdev)) => lock(&here.dev).restore(testdev)?,
             (None, None) => {}
             _ => return Err(Error::OtherDevices("testdev")),
+        }
+        match (&self.fw_cfg, fw_cfg) {
+            (Some(here), Some(fw_cfg)) => lock(here).restore(fw_cfg)?,
+            (None, None) => {}
+            _ => return Err(Error::OtherDevices("fw_cfg")),
         }
         // Last, so that lines which the others drove meanwhile leave no trace.
         self.ioapic.restore(ioapic)?;

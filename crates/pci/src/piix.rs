@@ -99,6 +99,11 @@ pub const PM_TIMER: usize = FIRST_OWN_REGION + 2;
 /// Region of the SMBus host controller: 16 ports from SMBBA.
 pub const SMBUS: usize = FIRST_OWN_REGION + 3;
 
+/// Offset of DEVACTB, device activity B.
+pub const DEVACTB: u16 = 0x58;
+/// DEVACTB: a write to the SMI command port makes an SMI.
+const APMC_EN: u32 = 1 << 25;
+
 const PMBASE: u16 = 0x40;
 const PMREGMISC: u16 = 0x80;
 const SMBBA: u16 = 0x90;
@@ -144,6 +149,14 @@ impl Piix4Pm {
         config.define(SMBHSTCFG, Byte, 0, 0x0f);
         config.define(SMBHSTCFG + 1, Dword, 0, 0x00ff_ffff);
         Self { config }
+    }
+
+    /// The function of a machine without system management mode: it says from the start, by APMC_EN in
+    /// [`DEVACTB`], that SMIs are set up, so that firmware does not try to. QEMU's does the same.
+    pub fn without_smm(subsystem: (u16, u16), sci: IrqLine) -> Self {
+        let mut function = Self::new(subsystem, sci);
+        function.config.define(DEVACTB, Dword, APMC_EN, u32::MAX);
+        function
     }
 
     fn decode(&mut self) {

@@ -1,20 +1,18 @@
-//! Tiny guests, on every engine that this host has.
+//! Tiny guests on the board `microvm`.
+
+#[path = "../common/mod.rs"]
+mod common;
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
-use iced_x86::IcedError;
+pub use common::*;
 use iced_x86::code_asm::*;
-use trapline_machine::{Error, MachineConfig, Microvm, MicrovmConfig, Outcome, Serial, Stats};
+use trapline_machine::{Error, MachineConfig, Microvm, MicrovmConfig, Serial};
 use trapline_vcpu::Accel;
 
-/// The engines that tests run on.
-const ENGINES: &[Accel] = &[Accel::Kvm, Accel::Soft];
-
-pub const MIB: u64 = 1 << 20;
 /// Where the guest's code is.
 pub const CODE: u64 = MIB;
 /// Where the guest may have its interrupt descriptor table, below its stack.
@@ -22,24 +20,6 @@ pub const IDT: u32 = 0x30_0000;
 const STACK: u32 = 0x38_0000;
 /// Longer than any test takes.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-pub const COM1: u32 = 0x3f8;
-pub const DEBUG_EXIT: u32 = 0x501;
-
-/// Runs a test once for each engine that this host has.
-pub fn on_every_engine(test: impl Fn(Accel)) {
-    for &engine in ENGINES {
-        match trapline_vcpu::choose(engine)
-            .and_then(|choice| trapline_vcpu::create_vm(choice.engine, &trapline_vcpu::VmConfig::default()))
-        {
-            Ok(_) => test(engine),
-            Err(trapline_vcpu::Error::Unavailable { why, .. }) => eprintln!("skipped on {engine}: {why}"),
-            Err(e) => panic!("{engine}: {e}"),
-        }
-    }
-}
-
-pub type AsmResult = Result<(), IcedError>;
 
 /// A 32-bit ELF file in `dir` whose code, starting with a stack and interrupts off, is what `code` says.
 pub fn kernel(
@@ -64,33 +44,6 @@ pub fn kernel(
     let path = dir.path().join("kernel");
     std::fs::write(&path, elf).unwrap();
     path
-}
-
-/// What a guest sent.
-#[derive(Clone, Default)]
-pub struct Output(Arc<Mutex<Vec<u8>>>);
-
-impl Output {
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
-    }
-}
-
-impl Write for Output {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// How a guest ended.
-pub struct Ran {
-    pub outcome: Outcome,
-    pub output: String,
-    pub stats: Stats,
 }
 
 /// A machine with one processor and 4 MiB, and the output of its serial port.
@@ -139,18 +92,8 @@ pub fn run_with_input(accel: Accel, input: &[u8], code: impl FnOnce(&mut CodeAss
 
 /// Runs a machine to its end, or until patience ends, which is a failure.
 pub fn finish(mut machine: Microvm, output: Output) -> Ran {
-    let remote = machine.remote();
-    let (alive, ended) = mpsc::channel::<()>();
-    let watchdog = std::thread::spawn(move || {
-        let late = ended.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout);
-        if late {
-            remote.quit();
-        }
-        late
-    });
-    let outcome = machine.run();
-    drop(alive);
-    assert!(!watchdog.join().unwrap(), "the guest hangs; it said {:?}\n{}", output.text(), machine.stats());
+    let (outcome, late) = watched(machine.remote(), PATIENCE, || machine.run());
+    assert!(!late, "the guest hangs; it said {:?}\n{}", output.text(), machine.stats());
     Ran { outcome: outcome.unwrap(), output: output.text(), stats: machine.stats() }
 }
 
@@ -160,30 +103,6 @@ pub fn refusal(config: MicrovmConfig) -> Error {
         Ok(_) => panic!("accepted"),
         Err(e) => e,
     }
-}
-
-/// Guest: sends `text` to COM1, byte by byte.
-pub fn say(a: &mut CodeAssembler, text: &str) -> AsmResult {
-    a.mov(dx, COM1)?;
-    for byte in text.bytes() {
-        a.mov(al, u32::from(byte))?;
-        a.out(dx, al)?;
-    }
-    Ok(())
-}
-
-/// Guest: writes a byte to a port.
-pub fn out(a: &mut CodeAssembler, port: u32, value: u32) -> AsmResult {
-    a.mov(edx, port)?;
-    a.mov(eax, value)?;
-    a.out(dx, al)
-}
-
-/// Guest: ends with `(value << 1) | 1`.
-pub fn exit(a: &mut CodeAssembler, value: u32) -> AsmResult {
-    a.mov(edx, DEBUG_EXIT)?;
-    a.mov(eax, value)?;
-    a.out(dx, eax)
 }
 
 /// Guest: sets the gate of `vector` to `handler` and loads IDTR.

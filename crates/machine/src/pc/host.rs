@@ -1,0 +1,68 @@
+//! The host bridge's part: PCI functions on the buses, and memory as the bridge decodes it.
+
+use std::sync::{Arc, Mutex};
+
+use trapline_device::bus::{MmioBus, PioBus, Swap};
+use trapline_memory::{Arena, Slot};
+use trapline_pci::{BusLayout, Effect, Effects, I440Fx, SharedRoot};
+
+use crate::Result;
+use crate::chassis::lock;
+use crate::control::Outcome;
+use crate::pc::address_map::AddressMap;
+use crate::run::{Board, Shared};
+
+/// Where the guest's PCI functions and memory are, and what changes it.
+pub(crate) struct Host {
+    pub(crate) root: SharedRoot,
+    pub(crate) bridge: Arc<Mutex<I440Fx>>,
+    pub(crate) layout: BusLayout,
+    pub(crate) map: AddressMap,
+    pub(crate) arena: Arc<Arena>,
+    /// Taken first, applied first.
+    pub(crate) applying: Mutex<()>,
+}
+
+impl Host {
+    /// What lies where in memory now.
+    pub(crate) fn slots(&self) -> Vec<Slot> {
+        let (shadows, smram) = {
+            let bridge = lock(&self.bridge);
+            (bridge.shadows().collect::<Vec<_>>(), bridge.smram())
+        };
+        self.map.slots(&shadows, smram, &[])
+    }
+
+    /// The buses as they are now.
+    pub(crate) fn buses(&self) -> (PioBus, MmioBus) {
+        let mappings = lock(&self.root).mappings();
+        (self.layout.build_pio(&mappings), self.layout.build_mmio(&mappings))
+    }
+
+    /// Carries out what has gathered in `effects`.
+    pub(crate) fn apply(
+        &self,
+        effects: &Effects,
+        ports: &Swap<PioBus>,
+        mmio: &Swap<MmioBus>,
+        vm: &dyn trapline_vcpu::Vm,
+    ) -> Result<()> {
+        let _applying = lock(&self.applying);
+        let taken = effects.take();
+        self.layout.apply(&taken, &self.root, ports, mmio);
+        if taken.iter().any(|effect| matches!(effect, Effect::Shadow(_) | Effect::Smram(_))) {
+            vm.set_memory(&self.arena, &self.slots())?;
+        }
+        Ok(())
+    }
+}
+
+impl Board for Arc<Host> {
+    fn apply_effects(&self, shared: &Shared) -> Result<()> {
+        self.apply(&shared.effects, &shared.ports, &shared.mmio, &*shared.vm)
+    }
+
+    fn sleep(&self, shared: &Shared, slp_typ: u8) {
+        shared.control.finish(Ok(Outcome::Stuck(format!("sleeping state {slp_typ}"))));
+    }
+}

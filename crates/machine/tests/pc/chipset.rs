@@ -1,0 +1,101 @@
+//! The chipset through its ports, with no processor running.
+
+use trapline_device::AccessSize::{Byte, Dword, Qword, Word};
+use trapline_machine::pc::{Firmware, GuestAccess};
+use trapline_machine::{MachineConfig, Pc, PcConfig, Serial};
+use trapline_vcpu::Accel;
+
+use crate::harness::*;
+
+/// A machine whose firmware is a pattern: each byte of the last 128 KiB tells its place.
+fn board() -> Pc {
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("rom");
+    let pattern: Vec<u8> = (0..0x4_0000_u32).map(|at| (at >> 12) as u8).collect();
+    std::fs::write(&image, pattern).unwrap();
+    let mut config = PcConfig::new(Firmware { image });
+    config.machine =
+        MachineConfig { memory: 16 * MIB, accel: Accel::Soft, serial: Serial::Null, ..Default::default() };
+    Pc::new(config).unwrap()
+}
+
+fn config_read(access: &mut GuestAccess<'_>, function: u32, register: u32) -> u32 {
+    access.port_write(0xcf8, Dword, 1 << 31 | function << 8 | register).unwrap();
+    access.port_read(0xcfc, Dword)
+}
+
+fn config_write(access: &mut GuestAccess<'_>, function: u32, register: u32, value: u8) {
+    access.port_write(0xcf8, Dword, 1 << 31 | function << 8 | register & !3).unwrap();
+    access.port_write(0xcfc + (register & 3) as u16, Byte, value.into()).unwrap();
+}
+
+const PIIX3: u32 = 1 << 3;
+
+#[test]
+fn the_functions_are_those_of_an_i440fx() {
+    let mut pc = board();
+    let mut access = pc.access();
+    let found: Vec<(u32, u32)> = (0..256)
+        .map(|function| (function, config_read(&mut access, function, 0)))
+        .filter(|(_, id)| *id != u32::MAX)
+        .collect();
+    let expected =
+        [(0, 0x1237_8086), (PIIX3, 0x7000_8086), (PIIX3 | 1, 0x7010_8086), (PIIX3 | 3, 0x7113_8086)];
+    assert_eq!(found, expected);
+    // No SMM: firmware is told that SMIs are set up.
+    assert_eq!(config_read(&mut access, PIIX3 | 3, 0x58), 1 << 25);
+}
+
+#[test]
+fn pam_registers_show_rom_or_ram() {
+    const PAM0: u32 = 0x59;
+    const F: u64 = 0xf_0000;
+    let mut pc = board();
+    let mut access = pc.access();
+    // After power-on, ROM: the last 64 KiB of it, which is also at the end of 4 GiB.
+    assert_eq!(access.memory_read(F, Byte), 0x30);
+    assert_eq!(access.memory_read(0xffff_fff0, Dword), 0x3f3f_3f3f);
+    access.memory_write(F, Byte, 1).unwrap();
+    assert_eq!(access.memory_read(F, Byte), 0x30);
+    // Read ROM, write RAM.
+    config_write(&mut access, 0, PAM0, 0x20);
+    access.memory_write(F, Qword, 0x1122_3344_5566_7788).unwrap();
+    assert_eq!(access.memory_read(F, Byte), 0x30);
+    // Read RAM, write nowhere.
+    config_write(&mut access, 0, PAM0, 0x10);
+    assert_eq!(access.memory_read(F, Qword), 0x1122_3344_5566_7788);
+    access.memory_write(F, Byte, 0).unwrap();
+    assert_eq!(access.memory_read(F, Byte), 0x88);
+    // RAM.
+    config_write(&mut access, 0, PAM0, 0x30);
+    access.memory_write(F, Byte, 0x99).unwrap();
+    assert_eq!(access.memory_read(F, Word), 0x7799);
+    // Other segments are as they were.
+    assert_eq!(access.memory_read(0xe_f000, Byte), 0x2f);
+    assert_eq!(access.memory_read(0xc_8000, Byte), 0xff);
+}
+
+#[test]
+fn power_management_is_where_the_piix4_says() {
+    let mut pc = board();
+    let mut access = pc.access();
+    assert_eq!(access.port_read(0x608, Dword), u32::MAX);
+    config_write(&mut access, PIIX3 | 3, 0x41, 0x06); // PMBASE 0x600
+    config_write(&mut access, PIIX3 | 3, 0x80, 0x01);
+    assert_ne!(access.port_read(0x608, Dword), u32::MAX);
+    assert_eq!(access.port_read(0x604, Word), 1, "always in ACPI mode");
+    config_write(&mut access, PIIX3 | 3, 0x41, 0xb0);
+    assert_eq!(access.port_read(0x604, Word), 0xffff);
+    assert_eq!(access.port_read(0xb004, Word), 1);
+}
+
+#[test]
+fn what_a_pc_need_not_have_reads_all_ones() {
+    let mut pc = board();
+    let mut access = pc.access();
+    // DMA controllers and their page registers, floppy, super-I/O, COM2, COM3, COM4.
+    for port in [0x00, 0x0f, 0x81, 0x8f, 0xc0, 0xdf, 0x3f0, 0x3f5, 0x2e, 0x4e, 0x2f8, 0x3e8, 0x2e8] {
+        access.port_write(port, Byte, 0x55).unwrap();
+        assert_eq!(access.port_read(port, Byte), 0xff, "{port:#x}");
+    }
+}

@@ -1,0 +1,5 @@
+//! The board `pc`.
+
+mod boot;
+mod chipset;
+mod harness;
