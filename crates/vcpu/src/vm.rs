@@ -114,7 +114,7 @@ pub trait Vm: Send + Sync {
 
     /// Replaces the memory layout by `slots` of `arena` (those of a
     /// [`GuestRam`](trapline_memory::GuestRam)). A slot that was there already stays in place, also if
-    /// its `log_dirty` changed. While vCPUs run, only ranges that they do not touch may change.
+    /// its `log_dirty` changed. vCPUs may run meanwhile: they are kept out of the guest until it is done.
     ///
     /// Where no slot is, and for writes to a read-only one, the guest exits.
     ///

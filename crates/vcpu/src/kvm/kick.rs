@@ -19,6 +19,8 @@ pub(super) struct KickState {
     flag: ImmediateExit,
     /// A kick that no run has reported yet.
     pending: AtomicBool,
+    /// The vCPU was to leave the guest for a moment, which is not to be reported.
+    expelled: AtomicBool,
     /// The thread in KVM_RUN, or 0.
     runner: AtomicI32,
 }
@@ -26,7 +28,12 @@ pub(super) struct KickState {
 impl KickState {
     pub(super) fn new(flag: ImmediateExit) -> Result<Self> {
         install_handler()?;
-        Ok(Self { flag, pending: AtomicBool::new(false), runner: AtomicI32::new(0) })
+        Ok(Self {
+            flag,
+            pending: AtomicBool::new(false),
+            expelled: AtomicBool::new(false),
+            runner: AtomicI32::new(0),
+        })
     }
 
     /// Runs `request` (a KVM_RUN) so that a kick from now on interrupts it.
@@ -52,22 +59,34 @@ impl KickState {
         result
     }
 
-    /// The run was interrupted: takes the kicks so far as reported.
-    pub(super) fn acknowledge(&self) {
+    /// The run was interrupted: takes the kicks so far as reported. True if there is nothing to report,
+    /// because the vCPU was only expelled.
+    pub(super) fn acknowledge(&self) -> bool {
         // In this order: a kick in between leaves the flag up, and at worst one more Interrupted follows.
         self.flag.set(false);
-        self.pending.store(false, Ordering::SeqCst);
+        let kicked = self.pending.swap(false, Ordering::SeqCst);
+        self.expelled.swap(false, Ordering::SeqCst) && !kicked
+    }
+
+    /// Makes the vCPU leave the guest, and come back by itself when it can.
+    pub(super) fn expel(&self) {
+        self.expelled.store(true, Ordering::SeqCst);
+        self.interrupt();
+    }
+
+    fn interrupt(&self) {
+        self.flag.set(true);
+        let runner = self.runner.load(Ordering::SeqCst);
+        if runner != 0 {
+            sys::signal_thread(runner, SIGRTMIN());
+        }
     }
 }
 
 impl Kick for KickState {
     fn kick(&self) {
         self.pending.store(true, Ordering::SeqCst);
-        self.flag.set(true);
-        let runner = self.runner.load(Ordering::SeqCst);
-        if runner != 0 {
-            sys::signal_thread(runner, SIGRTMIN());
-        }
+        self.interrupt();
     }
 }
 

@@ -52,16 +52,26 @@ impl KvmVcpu {
         })
     }
 
+    /// What kicks it.
+    pub(super) fn kick(&self) -> &Arc<KickState> {
+        &self.kick
+    }
+
     /// KVM_RUN until there is something for the board.
     fn enter(&mut self) -> Result<Exit> {
         loop {
             self.changed = false;
             let fd = &mut self.fd;
-            match self.kick.around(|| fd.run().map(drop)) {
+            let inside = self.vm.gate.enter();
+            let ran = self.kick.around(|| fd.run().map(drop));
+            drop(inside);
+            match ran {
                 Ok(()) => {}
                 Err(e) if e.errno() == libc::EINTR => {
                     self.pending = Pending::Nothing;
-                    self.kick.acknowledge();
+                    if self.kick.acknowledge() {
+                        continue;
+                    }
                     return Ok(Exit::Interrupted);
                 }
                 // A vCPU that waited for INIT or SIPI got it.
@@ -167,7 +177,10 @@ impl Vcpu for KvmVcpu {
             return Ok(part.map(|exit| self.count(exit)));
         }
         let fd = &mut self.fd;
-        let exit = match self.kick.without_entering(|| fd.run().map(drop)) {
+        let inside = self.vm.gate.enter();
+        let completed = self.kick.without_entering(|| fd.run().map(drop));
+        drop(inside);
+        let exit = match completed {
             Ok(()) => self.take_exit()?,
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
                 self.pending = Pending::Nothing;

@@ -9,10 +9,12 @@ use trapline_memory::{Arena, DirtyTracker, Slot};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::irq::Routes;
+use super::kick::KickState;
 use super::memory::Slots;
 use super::vcpu::KvmVcpu;
 use crate::accel::kvm_emulates;
 use crate::cpuid::{self, Offer};
+use crate::gate::Gate;
 use crate::slots::PAGE_SIZE;
 use crate::soft::{Assistant, IoEvents};
 use crate::{
@@ -32,6 +34,9 @@ pub(super) struct Inner {
     kvm: Kvm,
     config: VmConfig,
     slots: Mutex<Slots>,
+    /// The kernel changes a slot by removing and adding it: no vCPU may be inside then.
+    pub(super) gate: Gate<()>,
+    kicks: Mutex<Vec<Arc<KickState>>>,
     routes: Mutex<Routes>,
     /// The ioeventfds that the kernel has: the assistant signals them too.
     io_events: Arc<RwLock<IoEvents>>,
@@ -76,6 +81,8 @@ impl KvmVm {
             kvm,
             config: config.clone(),
             slots: Mutex::new(Slots::new(config.dirty_ring.is_some())),
+            gate: Gate::new(()),
+            kicks: Mutex::default(),
             routes: Mutex::default(),
             io_events: Arc::default(),
         })))
@@ -177,13 +184,16 @@ impl Vm for KvmVm {
         if let Some(entries) = self.0.config.dirty_ring {
             lock(&self.0.slots).add_ring(&fd, entries)?;
         }
-        Ok(Box::new(KvmVcpu::new(Arc::clone(&self.0), id, fd)?))
+        let vcpu = KvmVcpu::new(Arc::clone(&self.0), id, fd)?;
+        lock(&self.0.kicks).push(vcpu.kick().clone());
+        Ok(Box::new(vcpu))
     }
 
     fn set_memory(&self, arena: &Arc<Arena>, slots: &[Slot]) -> Result<()> {
         // The dirty ring names slots with 16 bits.
         let max = u32::try_from(self.0.kvm.get_nr_memslots()).unwrap_or(u32::MAX).min(0x1_0000);
-        lock(&self.0.slots).set(&self.0.fd, max, arena, slots)
+        let expel = || lock(&self.0.kicks).iter().for_each(|kick| kick.expel());
+        self.0.gate.change(expel, |()| lock(&self.0.slots).set(&self.0.fd, max, arena, slots))
     }
 
     fn collect_dirty(&self, tracker: &DirtyTracker) -> Result<()> {

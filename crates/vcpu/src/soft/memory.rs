@@ -1,13 +1,11 @@
 //! Guest memory: the EPT hierarchy that all vCPUs share, and how it is changed under them.
 
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 
 use trapline_memory::ept::{EptAttributes, EptBuilder, EptPerms, MapError};
 use trapline_memory::{Arena, ArenaOptions, DirtyTracker, OutOfArena, PageSize, Slot};
 use trapline_softcpu::Shared;
 
-use super::lock;
 use crate::slots::check_layout;
 use crate::{Error, Result};
 
@@ -53,7 +51,7 @@ impl Memory {
     }
 
     /// See [`Vm::set_memory`](crate::Vm::set_memory).
-    fn set(&mut self, arena: &Arc<Arena>, wanted: &[Slot]) -> Result<()> {
+    pub fn set(&mut self, arena: &Arc<Arena>, wanted: &[Slot]) -> Result<()> {
         check_layout(arena, wanted)?;
         if let Some(slot) = wanted.iter().find(|slot| slot.end() > 1 << 48) {
             return Err(Error::Slot { gpa: slot.gpa, what: "ends beyond 48 bits of physical address" });
@@ -109,7 +107,7 @@ impl Memory {
     }
 
     /// See [`Vm::collect_dirty`](crate::Vm::collect_dirty).
-    fn collect_dirty(&mut self, tracker: &DirtyTracker) -> Result<()> {
+    pub fn collect_dirty(&mut self, tracker: &DirtyTracker) -> Result<()> {
         self.epoch += 1;
         for gpa in self.left_behind.drain(..) {
             tracker.merge(gpa, &[1]);
@@ -128,51 +126,4 @@ fn refused(gpa: u64, error: MapError<OutOfArena>) -> Error {
         _ => "cannot be mapped",
     };
     Error::Slot { gpa, what }
-}
-
-/// Lets vCPUs use the memory, and keeps them out while it changes.
-pub(super) struct Gate {
-    memory: RwLock<Memory>,
-    /// Changes wanted or under way.
-    writers: AtomicU32,
-    /// Held by whoever changes it.
-    turn: Mutex<()>,
-}
-
-impl Gate {
-    pub fn new(memory: Memory) -> Self {
-        Self { memory: RwLock::new(memory), writers: AtomicU32::new(0), turn: Mutex::new(()) }
-    }
-
-    /// Keeps the memory as it is while the result lives. A vCPU must have cleared its signals before: it
-    /// is told by a signal when it has to give way.
-    pub fn enter(&self) -> RwLockReadGuard<'_, Memory> {
-        loop {
-            let memory = self.memory.read().unwrap_or_else(PoisonError::into_inner);
-            if self.writers.load(Ordering::SeqCst) == 0 {
-                return memory;
-            }
-            drop(memory);
-            drop(lock(&self.turn));
-        }
-    }
-
-    /// See [`Memory::set`]. `expel` makes vCPUs that are inside leave.
-    pub fn set(&self, expel: impl FnOnce(), arena: &Arc<Arena>, slots: &[Slot]) -> Result<()> {
-        self.change(expel, |memory| memory.set(arena, slots))
-    }
-
-    /// See [`Memory::collect_dirty`].
-    pub fn collect_dirty(&self, expel: impl FnOnce(), tracker: &DirtyTracker) -> Result<()> {
-        self.change(expel, |memory| memory.collect_dirty(tracker))
-    }
-
-    fn change<T>(&self, expel: impl FnOnce(), change: impl FnOnce(&mut Memory) -> T) -> T {
-        let _turn = lock(&self.turn);
-        self.writers.fetch_add(1, Ordering::SeqCst);
-        expel();
-        let result = change(&mut self.memory.write().unwrap_or_else(PoisonError::into_inner));
-        self.writers.fetch_sub(1, Ordering::SeqCst);
-        result
-    }
 }

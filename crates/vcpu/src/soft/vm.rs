@@ -15,10 +15,11 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::irqfd::{IoEvents, Irqfds};
 use super::mailbox::{self, Mailbox};
-use super::memory::{Gate, Memory};
+use super::memory::Memory;
 use super::vcpu::SoftVcpu;
 use super::{lock, msr};
 use crate::cpuid::{self, Offer};
+use crate::gate::Gate;
 use crate::{Engine, Error, IOAPIC_PINS, IoEvent, IrqfdId, Result, Vcpu, Vm, VmConfig};
 
 /// A virtual machine of the soft engine.
@@ -30,7 +31,7 @@ pub(super) struct Machine {
     pub model: Arc<Model>,
     /// Where the time-stamp counter starts.
     pub start: Instant,
-    pub gate: Gate,
+    pub gate: Gate<Memory>,
     /// Guest writes that signal an eventfd.
     pub io_events: Arc<RwLock<IoEvents>>,
     /// In the order in which they were made; APIC IDs are not reused.
@@ -167,11 +168,11 @@ impl Vm for SoftVm {
     }
 
     fn set_memory(&self, arena: &Arc<Arena>, slots: &[Slot]) -> Result<()> {
-        self.0.gate.set(|| self.0.expel(), arena, slots)
+        self.0.gate.change(|| self.0.expel(), |memory| memory.set(arena, slots))
     }
 
     fn collect_dirty(&self, tracker: &DirtyTracker) -> Result<()> {
-        self.0.gate.collect_dirty(|| self.0.expel(), tracker)
+        self.0.gate.change(|| self.0.expel(), |memory| memory.collect_dirty(tracker))
     }
 
     fn signal_msi(&self, msi: Msi) -> Result<()> {

@@ -1,5 +1,8 @@
 //! Memory-mapped I/O, read-only slots, and dirty pages.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
 use iced_x86::code_asm::*;
 use trapline_device::AccessSize::{Byte, Dword, Qword, Word};
 use trapline_vcpu::{Answer, Engine, Exit, VmConfig};
@@ -170,6 +173,45 @@ fn slots_can_be_made_read_only_and_back() {
             assert_eq!(machine.read_u32(DATA), value);
         }
         machine.finish();
+    });
+}
+
+/// The slot that the guest executes from is split and joined by another thread, as for a BAR that another
+/// vCPU moves: the guest must not find it absent.
+#[test]
+fn slots_change_while_the_guest_runs_in_them() {
+    const TURNS: u32 = 60_000;
+    on_every_engine(|engine| {
+        let mut machine = Machine::new(engine, Mode::Long, |a| {
+            let mut again = a.create_label();
+            a.mov(ebx, DATA as u32)?;
+            a.mov(ecx, TURNS)?;
+            a.set_label(&mut again)?;
+            a.inc(dword_ptr(rbx))?;
+            a.dec(ecx)?;
+            a.jnz(again)?;
+            a.done()
+        });
+        let whole = machine.ram.slots().to_vec();
+        machine.ram.set_read_only(RAM - 0x1000, 0x1000, true).unwrap();
+        let split = machine.ram.slots().to_vec();
+        let (vm, arena, done) = (machine.vm.clone(), machine.ram.arena().clone(), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::SeqCst) {
+                    vm.set_memory(&arena, &split).unwrap();
+                    vm.set_memory(&arena, &whole).unwrap();
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+            });
+            let mut exit = machine.step();
+            while exit == Exit::Interrupted {
+                exit = machine.step();
+            }
+            done.store(true, Ordering::SeqCst);
+            machine.done(exit);
+        });
+        assert_eq!(machine.read_u32(DATA), TURNS, "{engine}");
     });
 }
 
