@@ -165,6 +165,11 @@ impl Arena {
         self.len == 0
     }
 
+    /// How many pages of 4 KiB its root area has, free or not.
+    pub fn root_pages(&self) -> u64 {
+        self.root.len()
+    }
+
     /// The anonymous file behind the mapping; address 0 is its offset 0.
     pub fn file(&self) -> &File {
         &self.file

@@ -36,14 +36,14 @@ pub struct RamConfig {
 }
 
 impl RamConfig {
-    /// `size` bytes of RAM, the hole from 3 GiB, 48 MiB for ROMs and devices' memory, and 16 MiB of
-    /// root area.
+    /// `size` bytes of RAM, the hole from 3 GiB, 48 MiB for ROMs and devices' memory, and a root area of
+    /// 16 MiB and a 64th of RAM: pages take memory when touched, and tables grow with what they map.
     pub const fn new(size: u64) -> Self {
         Self {
             size,
             hole_start: 0xc000_0000,
             device_area: 48 << 20,
-            root_area: 16 << 20,
+            root_area: (16 << 20) + size / 64 / HUGE_PAGE * HUGE_PAGE,
             arena: ArenaOptions { huge_pages: false },
         }
     }

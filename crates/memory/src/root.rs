@@ -1,5 +1,6 @@
 //! Which pages of the root area are free.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 
@@ -15,21 +16,26 @@ pub(crate) struct FreePages {
 /// Pages given back, and the first that was never handed out.
 #[derive(Debug)]
 struct Free {
-    returned: Vec<u64>,
+    returned: BTreeSet<u64>,
     next: u64,
 }
 
 impl FreePages {
     /// All pages of `area`.
     pub fn new(area: Range<u64>) -> Self {
-        let free = Mutex::new(Free { returned: Vec::new(), next: area.start });
+        let free = Mutex::new(Free { returned: BTreeSet::new(), next: area.start });
         Self { area, free }
+    }
+
+    /// How many there are, free or not.
+    pub fn len(&self) -> u64 {
+        self.area.end.saturating_sub(self.area.start) / PAGE
     }
 
     /// Takes a page, if one is left.
     pub fn take(&self) -> Option<u64> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(page) = free.returned.pop() {
+        if let Some(page) = free.returned.pop_last() {
             return Some(page);
         }
         let page = free.next;
@@ -42,9 +48,8 @@ impl FreePages {
     /// Gives a page back. One that was not taken is ignored.
     pub fn give(&self, pa: u64) {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = (self.area.start..free.next).contains(&pa) && !free.returned.contains(&pa);
-        if pa.is_multiple_of(PAGE) && taken {
-            free.returned.push(pa);
+        if pa.is_multiple_of(PAGE) && (self.area.start..free.next).contains(&pa) {
+            free.returned.insert(pa);
         }
     }
 }

@@ -1,372 +1,395 @@
-//! Shadow paging: guest linear to host-physical tables for a processor that runs without EPT.
+//! Shadow paging: guest linear to host-physical tables for processors that run without EPT.
 //!
 //! The shadow tables are filled by page faults and behave as one large TLB: they may hold what a TLB may
-//! still hold, and forget what a TLB must forget. Hierarchies are kept across CR3 loads. That is safe
-//! because pages that the guest uses as tables are write-protected: a write to one faults, and from then
-//! on the page is *out of sync*, writable until the next CR3 load, which drops everything that was ever
-//! derived from it, in every hierarchy.
+//! still hold, and forget what a TLB must forget. Each table of ours stands for one table of the guest, and
+//! hierarchies that lead to the same guest table share it, so that what the address spaces of a guest have
+//! in common is built once, and kept across CR3 loads.
+//!
+//! That is safe because of how the guest's tables are treated. A page of tables is *open* while the guest
+//! writes to it: each event that makes a processor forget translations compares it with what was made of it.
+//! Found unchanged a few times, it is *closed*: no leaf allows writes to it any more. The first write is then
+//! a page fault, which opens it again.
 //!
 //! A processor that runs on shadow tables needs: CR0.PG and CR0.WP set (the guest reads its own values
-//! back), CR4.PAE set, and CR4.SMEP, CR4.SMAP, CR4.PKE and IA32_EFER.NXE as the guest has them. All page
-//! faults, MOV to CR0, CR3 and CR4, INVLPG and INVPCID must exit. Before each entry it loads
-//! [`Shadow::cr3`], and drops cached translations if [`Shadow::take_flush`] says so. If there are several
-//! processors, none may be in the guest while a method runs, as tables are reused at once.
+//! back), CR4.PAE set, CR4.PCIDE clear, and CR4.SMEP, CR4.SMAP, CR4.PKE and IA32_EFER.NXE as the guest has
+//! them. All page faults, MOV to CR0, CR3 and CR4, INVLPG and INVPCID must exit.
 //!
-//! Left out: large pages in the shadow (a guest's large page is built of 4 KiB ones), the guest's memory
-//! types, global pages (an address space has a hierarchy of its own), supervisor protection keys.
+//! Several processors run on the same tables at the same time, and go on while these change. Each has a
+//! [`Seat`], on which it says when it enters and leaves the guest. What was taken out of the tables is used
+//! for something else only when all who were in the guest at that moment have left it, and a page counts as
+//! closed only then.
+//!
+//! | the guest's event | to do |
+//! |---|---|
+//! | page fault | [`Shadow::handle_page_fault`] |
+//! | MOV to CR3, change of CR0, CR4 or IA32_EFER, INVPCID | [`Shadow::flush`] |
+//! | INVLPG | [`Shadow::invlpg`] |
+//! | before each VM entry | [`Shadow::enter`], or [`Seat::enter_again`] if neither mode nor CR3 has changed |
+//! | after each VM exit | [`Seat::leave`] |
+//!
+//! Left out: large pages in the shadow (a guest's large page is built of 4 KiB ones, all at once), the
+//! guest's memory types, supervisor protection keys.
 
-mod tree;
+mod fill;
+mod format;
+mod seat;
+mod sources;
+mod tables;
+mod watch;
+
+pub use seat::{Forget, Run, SPACES, Seat};
+pub use watch::Watch;
 
 use crate::arena::Arena;
-use crate::layout::GuestRam;
-use crate::paging::{
-    self, Access, Leaf, PageEntry, PageFaultCode, PagingFlags, PagingKind, PagingMode, WalkError,
-};
-use crate::table::{PageAllocator, TableMemory};
-use std::cell::Cell;
-use std::collections::BTreeSet;
-use std::convert::Infallible;
+use crate::layout::{GuestRam, Slot};
+use crate::paging::{Access, PageFaultCode, PagingFlags, PagingKind, PagingMode};
+use crate::table::{ADDRESS, PageAllocator, beyond};
+use format::{Format, Rights};
+use seat::{Age, Removed};
+use sources::Sources;
 use std::sync::Arc;
-use tree::{Top, Trees};
+use tables::{Full, Index, Key, Source, Tables, place, span};
 
 const PAGE: u64 = 4096;
 /// How many address spaces are kept.
-const MAX_ROOTS: usize = 32;
-/// How much is remembered about who uses which table. Then everything is built anew.
-const MAX_USES: usize = 1 << 16;
+const MAX_ROOTS: usize = 128;
+
+/// Guest-physical memory, as shadow tables need it.
+pub trait ShadowRam {
+    /// Where it lies.
+    fn arena(&self) -> &Arena;
+
+    /// The slot of a guest-physical address.
+    fn slot_at(&self, gpa: u64) -> Option<&Slot>;
+
+    /// A page of a slot that [logs](Slot::log_dirty) is written to, or may be from now on.
+    fn wrote(&self, gpa: u64);
+}
+
+impl ShadowRam for GuestRam {
+    fn arena(&self) -> &Arena {
+        GuestRam::arena(self)
+    }
+
+    fn slot_at(&self, gpa: u64) -> Option<&Slot> {
+        GuestRam::slot_at(self, gpa)
+    }
+
+    fn wrote(&self, gpa: u64) {
+        self.dirty().mark(gpa, PAGE);
+    }
+}
 
 /// What the engine must do about a page fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShadowAction {
-    /// Enter again at the same instruction, with [`Shadow::cr3`].
+    /// Enter again at the same instruction.
     Retry,
     /// The fault is the guest's own: inject it, with this error code.
     InjectPageFault(PageFaultCode),
     /// There is no RAM at this guest-physical address, or it is a write to ROM: emulate the access.
     Mmio(u64),
-    /// Emulate the write to RAM at this guest-physical address, and report it with
-    /// [`Shadow::note_write`]: the guest, its CR0.WP clear, writes to a read-only user page, which page
-    /// tables used with CR0.WP set cannot allow.
+    /// Emulate the write to RAM at this guest-physical address, and report it to [`Watch::wrote`]: the
+    /// guest, its CR0.WP clear, writes to a read-only user page, which page tables used with CR0.WP set
+    /// cannot allow.
     EmulateWrite(u64),
 }
 
-/// There are too few pages for the tables of even one translation.
+/// There are too few pages for the tables, or too few that no processor looks at: call
+/// [`Shadow::flush_all`] with no processor in the guest, and try again. If that fails as well, there are too
+/// few for even one translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no page left for a shadow table")]
 pub struct NoShadowPage;
 
+/// The top of a hierarchy.
+#[derive(Clone, Copy, Debug)]
+enum Top {
+    Table(Index),
+    /// The processor reads the four entries of this page only once, and allows no rights in them.
+    Pae {
+        page: u64,
+        tables: [Option<Index>; 4],
+    },
+}
+
 /// One address space.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Root {
     id: u64,
     key: PagingMode,
     top: Top,
 }
 
-/// A page of the guest that is a table of an address space, for a range of linear addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Use {
-    gpa: u64,
-    root: u64,
-    start: u64,
-    end: u64,
+impl Root {
+    /// The table in which to begin with a linear address.
+    fn first_table(&self, gva: u64) -> Option<Index> {
+        match self.top {
+            Top::Table(table) => Some(table),
+            Top::Pae { tables, .. } => tables[(gva >> 30) as usize & 3],
+        }
+    }
 }
 
 /// The shadow tables of a machine.
 #[derive(Debug)]
 pub struct Shadow<A: PageAllocator> {
-    trees: Trees<A>,
+    tables: Tables<A>,
+    sources: Sources,
     /// The one used last is the last.
     roots: Vec<Root>,
-    next_id: u64,
-    uses: BTreeSet<Use>,
-    /// Tables that the guest may have changed since the last CR3 load.
-    out_of_sync: BTreeSet<u64>,
-    flush: bool,
+    next_root: u64,
+    removals: u64,
+    flush_epoch: u64,
+    /// How many write to memory past the tables.
+    unprotected: u32,
 }
 
 impl<A: PageAllocator> Shadow<A> {
     /// Shadow tables in pages of `mem` that come from `pages`, not more than `max_pages`. They are given
     /// back when the value is dropped.
     pub fn new(mem: Arc<Arena>, pages: A, max_pages: usize) -> Self {
+        let watch = Arc::new(Watch::new(mem.len()));
         Self {
-            trees: Trees::new(mem, pages, max_pages),
+            tables: Tables::new(mem, pages, max_pages),
+            sources: Sources::new(watch),
             roots: Vec::new(),
-            next_id: 0,
-            uses: BTreeSet::new(),
-            out_of_sync: BTreeSet::new(),
-            flush: false,
+            next_root: 0,
+            removals: 0,
+            flush_epoch: 0,
+            unprotected: 0,
         }
     }
 
-    /// The guest loaded CR3, or changed CR0, CR4 or IA32_EFER, or executed INVPCID: `mode` is how it
-    /// translates from now on. Returns the CR3 to run with: the top of 4-level or 5-level tables if the
-    /// guest uses such, else of PAE tables.
+    /// Where others report their writes to memory.
+    pub fn watch(&self) -> &Arc<Watch> {
+        &self.sources.watch
+    }
+
+    /// A place for another processor.
+    pub fn join(&mut self) -> Seat {
+        Seat::new(self.tables.processors.join())
+    }
+
+    /// The processor of `seat` is about to enter the guest, which translates by `mode`.
     ///
     /// # Errors
     /// Too few pages.
-    pub fn set_cr3(&mut self, mode: &PagingMode) -> Result<u64, NoShadowPage> {
-        for gpa in std::mem::take(&mut self.out_of_sync) {
-            self.drop_derived(gpa);
-        }
-        self.flush = true;
-        self.cr3(mode)
+    pub fn enter(
+        &mut self,
+        ram: &impl ShadowRam,
+        seat: &mut Seat,
+        mode: &PagingMode,
+    ) -> Result<Run, NoShadowPage> {
+        let root = self.with_room(mode, |shadow| shadow.root(ram, mode))?;
+        let cr3 = match root.top {
+            Top::Table(table) => self.tables.get(table).hpa,
+            Top::Pae { page, .. } => page,
+        };
+        Ok(seat.enter(root.id, cr3, self.age(), self.tables.processors.epoch()))
     }
 
-    /// The CR3 to run with, if the guest translates by `mode`. Changes when tables were dropped.
-    ///
-    /// # Errors
-    /// Too few pages.
-    pub fn cr3(&mut self, mode: &PagingMode) -> Result<u64, NoShadowPage> {
-        self.root(mode).map(|(_, top)| top.page)
+    /// The guest of this processor loaded CR3, or changed CR0, CR4 or IA32_EFER, or executed INVPCID: what
+    /// its tables do not say any more is forgotten.
+    pub fn flush(&mut self, ram: &impl ShadowRam, seat: &mut Seat) {
+        self.bring_up_to_date(ram);
+        seat.flush();
     }
 
-    /// The guest executed INVLPG.
-    pub fn invlpg(&mut self, mode: &PagingMode, gva: u64) {
+    /// The guest of this processor executed INVLPG. Says what the processor must forget of the address space
+    /// that it ran on last.
+    pub fn invlpg(&mut self, ram: &impl ShadowRam, seat: &mut Seat, mode: &PagingMode, gva: u64) -> Forget {
+        let before = self.age();
+        let removed = self.invalidate(ram, mode, gva);
+        seat.invlpg(removed, before, self.age())
+    }
+
+    fn age(&self) -> Age {
+        Age { flush_epoch: self.flush_epoch, removals: self.removals }
+    }
+
+    fn invalidate(&mut self, ram: &impl ShadowRam, mode: &PagingMode, gva: u64) -> Removed {
         let key = key(mode);
-        if let Some(root) = self.roots.iter().find(|root| root.key == key) {
-            self.trees.invalidate(root.top, translated_bits(mode, gva));
-            self.flush = true;
+        let root = self.roots.iter().find(|root| root.key == key);
+        let Some(mut table) = root.and_then(|root| root.first_table(gva)) else { return Removed::Nothing };
+        loop {
+            let Key { level, source, .. } = self.tables.get(table).key;
+            let Source::Guest { hpa, part, format } = source else { return Removed::Nothing };
+            let at = place(level, gva);
+            let now = fill::raw_entry(ram, hpa, sources::offset_in(format, level, part, at), format);
+            // 4 MiB are two entries of ours.
+            let twin = if format.narrow() && level == 1 { at ^ 1 } else { at };
+            let changed =
+                self.renew_if_stale(ram, table, at, now) | self.renew_if_stale(ram, table, twin, now);
+            match self.tables.below(table, at) {
+                _ if changed && level == 0 => return Removed::Page,
+                _ if changed => return Removed::More,
+                Some(below) => table = below,
+                None => return Removed::Nothing,
+            }
         }
     }
 
-    /// Somebody else than the processor on its shadow tables wrote to guest memory: an emulated write, a
-    /// device. Writes to pages that are no tables need not be reported.
-    pub fn note_write(&mut self, gpa: u64) {
-        let gpa = gpa & !(PAGE - 1);
-        if self.is_table(gpa) {
-            self.out_of_sync.insert(gpa);
+    fn renew_if_stale(&mut self, ram: &impl ShadowRam, table: Index, at: usize, now: u64) -> bool {
+        let seen = self.tables.get(table).seen[at];
+        let stale = seen != 0 && format::stale(seen, now);
+        if stale {
+            self.renew(ram, table, at, now);
+        }
+        stale
+    }
+
+    /// From now on somebody writes to memory past the tables: a processor with EPT. Ends with
+    /// [`Self::end_unprotected`].
+    pub fn begin_unprotected(&mut self) {
+        self.unprotected += 1;
+        self.sources.open_all();
+    }
+
+    /// See [`Self::begin_unprotected`].
+    pub fn end_unprotected(&mut self) {
+        self.unprotected = self.unprotected.saturating_sub(1);
+    }
+
+    /// Takes the right to write to a host-physical page, until the next page fault: writes are to be
+    /// recorded again.
+    pub fn write_protect(&mut self, hpa: u64) {
+        if self.tables.strip_write(hpa) {
+            self.removals += 1;
+            self.flush_epoch = self.tables.processors.next_epoch();
         }
     }
 
-    /// Drops everything: slots changed, or writes to guest memory are to be recorded (again).
+    /// Drops everything: slots changed. No processor may be in the guest.
     pub fn flush_all(&mut self) {
-        for root in std::mem::take(&mut self.roots) {
-            self.trees.release(root.top);
-        }
-        self.uses.clear();
-        self.out_of_sync.clear();
-        self.flush = true;
-    }
-
-    /// Whether processors must drop their cached translations before they run on; asked once.
-    pub fn take_flush(&mut self) -> bool {
-        std::mem::take(&mut self.flush)
+        self.roots.clear();
+        self.sources.clear();
+        self.tables.clear_all();
+        self.removals += 1;
+        self.flush_epoch = self.tables.processors.next_epoch();
     }
 
     /// A page fault happened at `gva`; `access` is what the error code and EFLAGS.AC say.
-    ///
-    /// A page that becomes writable is recorded in the [dirty tracker](GuestRam::dirty) of `ram`.
     ///
     /// # Errors
     /// Too few pages.
     pub fn handle_page_fault(
         &mut self,
-        ram: &GuestRam,
+        ram: &impl ShadowRam,
         mode: &PagingMode,
         gva: u64,
         access: Access,
     ) -> Result<ShadowAction, NoShadowPage> {
-        let tables = GuestView { ram, path: Cell::new(Path::default()) };
-        // The first walk sets flags, and may have to start again; the second takes one path.
-        match paging::walk(&tables, mode, gva, access) {
-            Ok(_) => tables.path.set(Path::default()),
-            Err(WalkError::PageFault(code)) => return Ok(ShadowAction::InjectPageFault(code)),
-            Err(WalkError::Memory(never)) => match never {},
-        }
-        let Ok(leaf) = paging::walk(&tables, mode, gva, access) else {
-            return Ok(ShadowAction::Retry);
-        };
-        let path = tables.path.get();
-        let Some(path) = path.pages.get(..path.len) else {
-            return Ok(ShadowAction::Retry);
-        };
-        let Some(slot) = ram.slot_at(leaf.gpa).filter(|slot| !(access.write && slot.read_only)) else {
-            return Ok(ShadowAction::Mmio(leaf.gpa));
-        };
-        let may_write = leaf.writable || !leaf.user && !mode.flags.contains(PagingFlags::WRITE_PROTECT);
-        if access.write && !may_write {
-            return Ok(ShadowAction::EmulateWrite(leaf.gpa));
-        }
+        self.with_room(mode, |shadow| shadow.fault(ram, mode, gva, access))
+    }
 
-        let page = leaf.gpa & !(PAGE - 1);
-        // If there is no room, then once more after everything was dropped.
-        for last in [false, true] {
-            // The root first: making room for it may drop everything.
-            let (root, top) = self.root(mode)?;
-            self.record_path(ram, mode, root, translated_bits(mode, gva), path);
-            if access.write {
-                self.note_write(page);
+    /// Does something; if pages run out, drops address spaces that nobody runs on, and does it again.
+    fn with_room<T>(
+        &mut self,
+        mode: &PagingMode,
+        mut act: impl FnMut(&mut Self) -> Result<T, Full>,
+    ) -> Result<T, NoShadowPage> {
+        loop {
+            if let Ok(done) = act(self) {
+                return Ok(done);
             }
-            let protected = slot.read_only || self.is_table(page) && !self.out_of_sync.contains(&page);
-            let write = may_write && leaf.dirty && !protected;
-            let entry = shadow_entry(&leaf, slot.hpa + (page - slot.gpa), write);
-            if self.trees.map(top, translated_bits(mode, gva), entry, leaf.page_size).is_some() {
-                if write {
-                    ram.dirty().mark(page, PAGE);
-                }
-                break;
-            }
-            self.flush_all();
-            if last {
+            if !self.drop_oldest(Some(key(mode))) {
                 return Err(NoShadowPage);
             }
         }
-        Ok(ShadowAction::Retry)
+    }
+
+    /// Drops an address space that is not `but`, and that nobody runs on.
+    fn drop_oldest(&mut self, but: Option<PagingMode>) -> bool {
+        let processors = &self.tables.processors;
+        let free = |root: &Root| Some(root.key) != but && !processors.run_on(root.id);
+        let Some(at) = self.roots.iter().position(free) else { return false };
+        let root = self.roots.remove(at);
+        self.release(&root);
+        true
+    }
+
+    fn release(&mut self, root: &Root) {
+        let sources = &mut self.sources;
+        let mut drop_hold =
+            |table| self.tables.drop_hold(table, &mut |table, key| sources.forget(table, key));
+        match root.top {
+            Top::Table(table) => drop_hold(table),
+            Top::Pae { page, tables } => {
+                tables.into_iter().flatten().for_each(drop_hold);
+                self.tables.retire_page(page);
+            }
+        }
     }
 
     /// The hierarchy for `mode`, made if there is none.
-    fn root(&mut self, mode: &PagingMode) -> Result<(u64, Top), NoShadowPage> {
-        if self.uses.len() > MAX_USES {
-            self.flush_all();
-        }
+    fn root(&mut self, ram: &impl ShadowRam, mode: &PagingMode) -> Result<Root, Full> {
         let key = key(mode);
-        if let Some(at) = self.roots.iter().position(|root| root.key == key) {
-            let root = self.roots.remove(at);
-            let found = (root.id, root.top);
-            self.roots.push(root);
-            return Ok(found);
-        }
-        if self.roots.len() == MAX_ROOTS {
-            let oldest = self.roots.remove(0);
-            self.trees.release(oldest.top);
-        }
-        let levels = match mode.kind {
-            PagingKind::Off | PagingKind::Bits32 { .. } | PagingKind::Pae { .. } => 3,
-            PagingKind::Level4 => 4,
-            PagingKind::Level5 => 5,
-        };
-        let mut top = self.trees.new_top(levels);
-        if top.is_none() {
-            self.flush_all();
-            top = self.trees.new_top(levels);
-        }
-        let top = top.ok_or(NoShadowPage)?;
-        let id = self.next_id;
-        self.next_id += 1;
-        self.roots.push(Root { id, key, top });
-        Ok((id, top))
-    }
-
-    /// Remembers that the translation of `gva` depends on these tables, from the top down, and takes the
-    /// right to write to them from all leaves.
-    fn record_path(&mut self, ram: &GuestRam, mode: &PagingMode, root: u64, gva: u64, path: &[u64]) {
-        // Bits of linear address that each table translates.
-        let widths: &[u32] = match mode.kind {
-            PagingKind::Off => &[],
-            PagingKind::Bits32 { .. } => &[32, 22],
-            PagingKind::Pae { .. } => &[30, 21],
-            PagingKind::Level4 => &[48, 39, 30, 21],
-            PagingKind::Level5 => &[57, 48, 39, 30, 21],
-        };
-        for (&page, &width) in path.iter().zip(widths) {
-            if !self.is_table(page)
-                && let Some(hpa) = ram.hpa(page)
-            {
-                self.flush |= self.trees.strip_write(hpa);
+        if let Some(at) = self.roots.iter().rposition(|root| root.key == key) {
+            self.roots[at..].rotate_left(1);
+        } else {
+            if self.roots.len() >= MAX_ROOTS {
+                self.drop_oldest(None);
             }
-            let start = gva >> width << width;
-            self.uses.insert(Use { gpa: page, root, start, end: start + (1 << width) });
+            let top = self.make_top(ram, &key)?;
+            self.roots.push(Root { id: self.next_root, key, top });
+            self.next_root += 1;
         }
+        self.roots.last().copied().ok_or(Full)
     }
 
-    /// The range of `uses` that is about one page of the guest.
-    fn uses_of(&self, gpa: u64) -> impl Iterator<Item = &Use> {
-        let first = Use { gpa, root: 0, start: 0, end: 0 };
-        self.uses.range(first..).take_while(move |found| found.gpa == gpa)
-    }
-
-    fn is_table(&self, gpa: u64) -> bool {
-        self.uses_of(gpa).next().is_some()
-    }
-
-    /// Drops all translations that depend on a table.
-    fn drop_derived(&mut self, gpa: u64) {
-        let derived: Vec<Use> = self.uses_of(gpa).copied().collect();
-        for used in derived {
-            self.uses.remove(&used);
-            if let Some(root) = self.roots.iter().find(|root| root.id == used.root) {
-                self.trees.zap(root.top, used.start, used.end);
+    fn make_top(&mut self, ram: &impl ShadowRam, mode: &PagingMode) -> Result<Top, Full> {
+        let source = |address: u64, part: u8| {
+            let slot = ram.slot_at(address)?;
+            let hpa = slot.hpa + (address - slot.gpa);
+            Some(Source::Guest { hpa, part, format: Format::of(mode) })
+        };
+        let sources = match mode.kind {
+            PagingKind::Level4 | PagingKind::Level5 => {
+                let level = if matches!(mode.kind, PagingKind::Level4) { 3 } else { 4 };
+                // A table without memory behind it has no entries: the guest's walk fails.
+                let source = source(mode.cr3, 0).unwrap_or(Source::Direct { gpa: 0, protection_key: 0 });
+                let table = self.table_for(ram, Key { level, rights: Rights::ALL, source })?;
+                self.tables.hold(table);
+                return Ok(Top::Table(table));
+            }
+            PagingKind::Off => {
+                [0, 1, 2, 3].map(|part| Some(Source::Direct { gpa: part * span(2), protection_key: 0 }))
+            }
+            PagingKind::Bits32 { .. } => [0, 1, 2, 3].map(|part| source(mode.cr3, part)),
+            PagingKind::Pae { pdptes } => {
+                pdptes.map(|pdpte| (pdpte & 1 != 0).then(|| source(pdpte & ADDRESS, 0)).flatten())
+            }
+        };
+        let page = self.tables.take_page()?;
+        let mut tables = [None; 4];
+        for (at, source) in sources.into_iter().enumerate() {
+            let Some(source) = source else { continue };
+            match self.table_for(ram, Key { level: 1, rights: Rights::ALL, source }) {
+                Ok(table) => {
+                    self.tables.hold(table);
+                    tables[at] = Some(table);
+                    self.tables.put(page, at, self.tables.get(table).hpa | 1);
+                }
+                Err(full) => {
+                    self.release(&Root { id: 0, key: *mode, top: Top::Pae { page, tables } });
+                    return Err(full);
+                }
             }
         }
+        Ok(Top::Pae { page, tables })
     }
 }
 
-/// What tells address spaces apart: all that steers a walk but protection keys, which the processor
-/// itself looks at.
+/// What tells address spaces apart: all that steers how tables are read.
 fn key(mode: &PagingMode) -> PagingMode {
-    let cr3 = match mode.kind {
-        PagingKind::Off | PagingKind::Pae { .. } => 0,
-        _ => mode.cr3 & crate::table::ADDRESS,
+    let tables = ADDRESS & !beyond(mode.phys_bits);
+    let (kind, cr3) = match mode.kind {
+        PagingKind::Off => return PagingMode::OFF,
+        PagingKind::Pae { pdptes } => (PagingKind::Pae { pdptes: pdptes.map(|p| p & (tables | 1)) }, 0),
+        PagingKind::Bits32 { .. } => (mode.kind, mode.cr3 & 0xffff_f000),
+        PagingKind::Level4 | PagingKind::Level5 => (mode.kind, mode.cr3 & tables),
     };
-    PagingMode { cr3, pkru: 0, pkrs: 0, ..*mode }
-}
-
-/// The bits of a linear address that `mode` translates.
-const fn translated_bits(mode: &PagingMode, gva: u64) -> u64 {
-    match mode.kind {
-        PagingKind::Level4 => gva & 0xffff_ffff_ffff,
-        PagingKind::Level5 => gva & 0x1ff_ffff_ffff_ffff,
-        _ => gva & 0xffff_ffff,
-    }
-}
-
-/// The leaf entry for a page. Accessed and dirty are set: the guest's own flags were dealt with.
-fn shadow_entry(leaf: &Leaf, hpa: u64, write: bool) -> u64 {
-    let mut entry = PageEntry::PRESENT | PageEntry::ACCESSED | PageEntry::DIRTY;
-    entry.set(PageEntry::WRITABLE, write);
-    entry.set(PageEntry::USER, leaf.user);
-    entry.set(PageEntry::NO_EXECUTE, !leaf.executable);
-    entry.bits() | hpa | u64::from(leaf.pkey) << 59
-}
-
-/// The pages of the tables that a walk went through. `len` goes beyond the array if there were more.
-#[derive(Clone, Copy, Default)]
-struct Path {
-    pages: [u64; 5],
-    len: usize,
-}
-
-/// Guest-physical memory for the guest's walk. Outside of RAM, reads give all ones and writes are lost.
-struct GuestView<'a> {
-    ram: &'a GuestRam,
-    path: Cell<Path>,
-}
-
-impl GuestView<'_> {
-    /// Where an entry can be changed; its page is then recorded as written.
-    fn writable(&self, gpa: u64) -> Option<u64> {
-        let slot = self.ram.slot_at(gpa).filter(|slot| !slot.read_only)?;
-        self.ram.dirty().mark(gpa, 8);
-        Some(slot.hpa + (gpa - slot.gpa))
-    }
-}
-
-impl TableMemory for GuestView<'_> {
-    type Error = Infallible;
-
-    fn read(&self, pa: u64) -> Result<u64, Infallible> {
-        let mut path = self.path.get();
-        if let Some(page) = path.pages.get_mut(path.len) {
-            *page = pa & !(PAGE - 1);
-        }
-        path.len += 1;
-        self.path.set(path);
-        Ok(self.ram.hpa(pa).and_then(|hpa| self.ram.arena().read_u64(hpa)).unwrap_or(u64::MAX))
-    }
-
-    fn write(&self, pa: u64, value: u64) -> Result<(), Infallible> {
-        let _ = self.writable(pa).and_then(|hpa| self.ram.arena().write_u64(hpa, value));
-        Ok(())
-    }
-
-    fn compare_exchange(&self, pa: u64, current: u64, new: u64) -> Result<Result<u64, u64>, Infallible> {
-        let done = self.writable(pa).and_then(|hpa| self.ram.arena().compare_exchange_u64(hpa, current, new));
-        Ok(done.unwrap_or(Ok(current)))
-    }
-
-    fn fetch_or(&self, pa: u64, bits: u64) -> Result<u64, Infallible> {
-        let old = self.writable(pa).and_then(|hpa| self.ram.arena().fetch_or_u64(hpa, bits));
-        Ok(old.unwrap_or(u64::MAX))
-    }
+    let flags = PagingFlags::WRITE_PROTECT | PagingFlags::NXE | PagingFlags::PAGE_1G;
+    PagingMode { kind, cr3, flags: mode.flags & flags, phys_bits: mode.phys_bits, pkru: 0, pkrs: 0 }
 }
