@@ -330,7 +330,7 @@ impl Model {
     }
 
     /// The bits of CR4 that may be set.
-    pub(crate) fn cr4_allowed(&self) -> u64 {
+    pub fn cr4_allowed(&self) -> u64 {
         let mut bits = cr4::VME
             | cr4::PVI
             | cr4::TSD

@@ -249,10 +249,14 @@ impl Cpu {
         let exit = match std::mem::replace(&mut self.pending, Pending::None) {
             Pending::None => None,
             Pending::Exit(exit) => Some(exit),
-            Pending::Event(event) => {
-                self.mmu.replay.clear();
-                self.deliver(event)
-            }
+            Pending::Event(event) => match self.intercept_event(&event) {
+                // Whoever handles the exit may let the instruction go on: its device accesses stay answered.
+                Some(exit) => Some(exit),
+                None => {
+                    self.mmu.replay.clear();
+                    self.deliver(event)
+                }
+            },
         };
         self.code.key = self.code_key();
         exit

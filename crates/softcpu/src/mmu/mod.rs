@@ -53,16 +53,28 @@ pub(crate) struct Replay {
     asked: Option<DeviceAccess>,
     /// The instruction is to run with nothing after it.
     alone: bool,
+    /// Linear pages whose data the instruction is to access as if a device were there, and the
+    /// guest-physical pages that are then told.
+    emulated: Vec<(u64, u64)>,
 }
 
 impl Replay {
     /// No instruction makes more device accesses than this (FXSAVE: 64 of 8 bytes).
     const LIMIT: usize = 600;
+    /// Nor touches more pages than this (a task switch touches most).
+    const EMULATED: usize = 16;
 
     /// Whether an instruction is under way, to be started over.
     #[inline(always)]
     pub fn pending(&self) -> bool {
-        !self.done.is_empty() || self.alone
+        !self.done.is_empty() || self.alone || !self.emulated.is_empty()
+    }
+
+    /// The guest-physical address of `lin`, if its page is accessed as a device's.
+    #[inline]
+    fn emulated(&self, lin: u64) -> Option<u64> {
+        let page = lin & !(PAGE - 1);
+        self.emulated.iter().find(|(other, _)| *other == page).map(|(_, gpa)| gpa | lin & (PAGE - 1))
     }
 
     /// Whether the instruction runs alone because it asked for it.
@@ -86,6 +98,7 @@ impl Replay {
         self.next = 0;
         self.asked = None;
         self.alone = false;
+        self.emulated.clear();
     }
 }
 

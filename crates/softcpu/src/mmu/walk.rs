@@ -207,6 +207,12 @@ impl Cpu {
         if long && !self.canonical(lin) {
             return Err(self.gp(0));
         }
+        if kind != Kind::Fetch
+            && let Some(gpa) = self.mmu.replay.emulated(lin)
+        {
+            self.pending = Pending::None;
+            return Ok(Target::Device { gpa });
+        }
         let view = self.mmu.tlb.view();
         let user = matches!(view, View::User | View::Checked);
         let access = Access {
@@ -589,6 +595,27 @@ impl Cpu {
         if let Some(access) = self.mmu.replay.asked.take() {
             self.mmu.replay.done.push((access, value));
         }
+    }
+
+    /// Lets the next instruction access the data of the page of `lin` as if a device were there: each access is
+    /// an EPT-violation exit (though EPT may be off) at the page of `gpa`, as [`Cpu::device_access`] describes.
+    /// For hypervisors that keep a page out of the guest's reach and do what it does there. It holds for the
+    /// one instruction, and for as many pages as are told.
+    pub fn emulate_page(&mut self, lin: u64, gpa: u64) {
+        let (lin, gpa) = (lin & !(PAGE - 1), gpa & !(PAGE - 1));
+        // What is cached of it must not get past.
+        self.mmu.forget_page(lin);
+        let pages = &mut self.mmu.replay.emulated;
+        pages.retain(|(other, _)| *other != lin);
+        if pages.len() < Replay::EMULATED {
+            pages.push((lin, gpa));
+        }
+    }
+
+    /// Whether the next instruction has made device accesses already that were answered: an event injected now
+    /// would make it ask again.
+    pub fn device_accesses_made(&self) -> bool {
+        !self.mmu.replay.done.is_empty()
     }
 
     /// Drops the answers: the instruction will not be resumed (an event is injected instead, or other

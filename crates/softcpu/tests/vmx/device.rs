@@ -217,3 +217,62 @@ fn single_step_traps_once_the_instruction_is_complete() {
     assert_eq!(m.run(), R::ExceptionOrNmi);
     assert_eq!((m.rax(), m.qualification(), m.get(F::GuestRip)), (4, 1 << 14, CODE + 2));
 }
+
+/// A hypervisor that keeps a page from the guest and emulates what the guest does there: the page is RAM, the
+/// guest's entry for it is read-only, page faults exit.
+#[test]
+fn one_instruction_uses_a_page_as_a_device() {
+    let mut m = long();
+    m.guest_tables();
+    m.set(F::ExceptionBitmap, 1 << 14);
+    m.write(DATA, 0x1111);
+    m.or(F::GuestCr0, 1 << 16);
+    m.write(PT + 8 * (DATA >> 12), DATA | 1);
+    m.code(|a| {
+        a.mov(rbx, DATA).unwrap();
+        a.mov(rax, qword_ptr(rbx)).unwrap();
+        a.xadd(qword_ptr(rbx), rax).unwrap();
+        a.mov(rcx, qword_ptr(rbx)).unwrap();
+        a.vmcall().unwrap();
+    });
+    assert_eq!(m.run(), R::ExceptionOrNmi);
+    assert_eq!(m.qualification(), DATA);
+    m.cpu.emulate_page(DATA, DATA);
+    // What was cached for reading is not used: the instruction is the same each time it starts over.
+    assert_eq!(serve_one(&mut m), read(DATA, 8));
+    m.cpu.complete_device_access(0x5000);
+    assert_eq!(serve_one(&mut m), write(DATA, 8, 0x6111));
+    assert!(m.cpu.device_accesses_made());
+    m.cpu.complete_device_access(0);
+    assert_eq!(m.run(), R::Vmcall);
+    // The next instruction reads memory again.
+    assert_eq!((m.rax(), m.reg(reg::RCX)), (0x5000, 0x1111));
+    assert!(!m.cpu.device_accesses_made());
+}
+
+fn serve_one(m: &mut Machine) -> DeviceAccess {
+    assert_eq!(m.run(), R::EptViolation);
+    m.cpu.device_access().unwrap()
+}
+
+/// A page fault that exits is nothing to the guest: what a device has answered stays answered.
+#[test]
+fn a_fault_that_exits_does_not_repeat_device_accesses() {
+    let mut m = long();
+    m.guest_tables();
+    m.set(F::ExceptionBitmap, 1 << 14);
+    m.write(PT + 8 * (DATA >> 12), 0);
+    m.code(|a| {
+        a.mov(rsi, DEVICE).unwrap();
+        a.mov(rdi, DATA).unwrap();
+        a.movsq().unwrap();
+        a.vmcall().unwrap();
+    });
+    assert_eq!(serve_one(&mut m), read(DEVICE, 8));
+    m.cpu.complete_device_access(0x1234);
+    assert_eq!(m.run(), R::ExceptionOrNmi);
+    assert!(m.cpu.device_accesses_made());
+    m.write(PT + 8 * (DATA >> 12), DATA | 3);
+    assert_eq!(m.run(), R::Vmcall, "{}", m.describe());
+    assert_eq!(m.read(DATA), 0x1234);
+}
