@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{Args, Parser};
 use trapline::machine::{MachineConfig, Outcome, Serial};
-use trapline::vcpu::{Accel, CpuModel};
+use trapline::vcpu::{Accel, CpuModel, Paging};
 
 /// Options of every board.
 #[derive(Args)]
@@ -24,6 +24,9 @@ pub struct MachineOptions {
     /// (models: default, max, x86-64-v1, x86-64-v2)
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
+    /// How guest addresses are translated: ept, or shadow (soft engine)
+    #[arg(long, value_name = "WAY", default_value = "ept")]
+    paging: Paging,
     /// Time counts instructions, 2^N ns each, so that two runs are equal: one processor, soft engine
     #[arg(long, value_name = "N")]
     icount: Option<u8>,
@@ -46,6 +49,7 @@ impl MachineOptions {
             cpus: self.cpus,
             accel: self.accel,
             cpu: self.cpu.as_deref().map(CpuModel::named).transpose()?,
+            paging: self.paging,
             icount: self.icount,
             serial: self.serial.parse()?,
             testdev: self.testdev,

@@ -43,6 +43,9 @@ pub struct Args {
     /// Show the guests' consoles
     #[arg(long)]
     verbose: bool,
+    /// More options for the microvm example
+    #[arg(last = true, value_name = "MICROVM OPTIONS")]
+    extra: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -88,7 +91,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
     let mut emulators: Vec<(&str, Command)> = Vec::new();
     if args.emulator != Which::Qemu {
-        emulators.push(("trapline", demo::microvm(&kernel, &initrd, APPEND, "512M")?));
+        let mut microvm = demo::microvm(&kernel, &initrd, APPEND, "512M")?;
+        microvm.args(&args.extra);
+        emulators.push(("trapline", microvm));
     }
     if args.emulator != Which::Trapline {
         emulators.push(("qemu", qemu(&kernel, &initrd)?));

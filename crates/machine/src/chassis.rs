@@ -9,7 +9,7 @@ use trapline_device::bus::{MmioBus, PioBus, Swap};
 use trapline_device::{Clock, HostClock};
 use trapline_memory::{Arena, GuestRam, RamConfig, Slot};
 use trapline_pci::Effects;
-use trapline_vcpu::{Accel, Engine, InstructionClock, Vcpu, Vm, VmConfig, choose, cpuid, create_vm};
+use trapline_vcpu::{Accel, Engine, InstructionClock, Paging, Vcpu, Vm, VmConfig, choose, cpuid, create_vm};
 
 use crate::config::{ICOUNT_START, MachineConfig};
 use crate::console::{Console, Input, InputFile, Port};
@@ -19,7 +19,7 @@ use crate::event_loop::{self, Watch};
 use crate::irq::Intr;
 use crate::remote::Remote;
 use crate::run::{Board, Routes, Shared, run_vcpu};
-use crate::stats::Stats;
+use crate::stats::{self, Stats};
 use crate::timers::{Timers, Touched};
 use crate::{Error, Result, host};
 
@@ -49,16 +49,16 @@ pub(crate) struct Core {
 impl Core {
     /// Processors in their power-on state, which see `slots` of the memory.
     pub(crate) fn new(config: MachineConfig, arena: &Arc<Arena>, slots: &[Slot]) -> Result<Self> {
-        let MachineConfig { memory: _, cpus, accel, cpu, icount, serial, testdev: _ } = config;
+        let MachineConfig { memory: _, cpus, accel, cpu, paging, icount, serial, testdev: _ } = config;
         let icount = icount.map(InstructionClock::new).transpose()?.map(Arc::new);
         let (clock, today): (Arc<dyn Clock>, _) = match &icount {
             Some(icount) => (icount.clone(), ICOUNT_START),
             None => (Arc::new(HostClock::new()), since_epoch()),
         };
         // What only the soft engine has decides for it.
-        let soft_only = cpu.is_some() || icount.is_some();
+        let soft_only = cpu.is_some() || icount.is_some() || paging == Paging::Shadow;
         let choice = choose(if accel == Accel::Auto && soft_only { Accel::Soft } else { accel })?;
-        let vm_config = VmConfig { clock: clock.clone(), cpu, icount, ..VmConfig::default() };
+        let vm_config = VmConfig { clock: clock.clone(), paging, cpu, icount, ..VmConfig::default() };
         let vm = create_vm(choice.engine, &vm_config)?;
         vm.set_memory(arena, slots)?;
         let vcpus = make_vcpus(&*vm, cpus)?;
@@ -237,6 +237,7 @@ impl Chassis {
             wall: self.wall,
             cpu: self.cpu,
             exits: self.vcpus.iter().map(|vcpu| vcpu.stats().clone()).collect(),
+            detail: stats::detail(&self.vcpus),
             ports: self.shared.ports.load().stats().collect(),
             mmio: self.shared.mmio.load().stats().collect(),
         }

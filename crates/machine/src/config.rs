@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use trapline_vcpu::{Accel, CpuModel};
+use trapline_vcpu::{Accel, CpuModel, Paging};
 
 use crate::console::Serial;
 use crate::{Error, Result};
@@ -30,6 +30,8 @@ pub struct MachineConfig {
     pub accel: Accel,
     /// The processor that the soft engine shows to the guest; `None`: its default.
     pub cpu: Option<CpuModel>,
+    /// How guest addresses are translated. Shadow paging is the soft engine's.
+    pub paging: Paging,
     /// Deterministic mode: time is 2^`icount` nanoseconds for each instruction executed, so that two runs
     /// with the same files and no input are equal. One processor, on the soft engine. The real-time clock
     /// starts at [`ICOUNT_START`].
@@ -49,6 +51,7 @@ impl Default for MachineConfig {
             cpus: 1,
             accel: Accel::Auto,
             cpu: None,
+            paging: Paging::default(),
             icount: None,
             serial: Serial::Stdio,
             testdev: false,

@@ -1,10 +1,11 @@
 //! What a run has cost.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
 use trapline_device::bus::RegionStats;
-use trapline_vcpu::ExitStats;
+use trapline_vcpu::{ExitStats, Vcpu};
 
 /// What a machine did so far.
 #[derive(Clone, Debug)]
@@ -17,10 +18,21 @@ pub struct Stats {
     pub cpu: Duration,
     /// Exits of each vCPU.
     pub exits: Vec<ExitStats>,
+    /// What the engine counts beyond that, for all vCPUs: see [`Vcpu::detail`](trapline_vcpu::Vcpu::detail).
+    pub detail: BTreeMap<String, u64>,
     /// Accesses of port regions.
     pub ports: Vec<RegionStats>,
     /// Accesses of memory-mapped regions.
     pub mmio: Vec<RegionStats>,
+}
+
+/// The sum of what each vCPU counts.
+pub(crate) fn detail(vcpus: &[Box<dyn Vcpu>]) -> BTreeMap<String, u64> {
+    let mut sum = BTreeMap::new();
+    for (name, count) in vcpus.iter().flat_map(|vcpu| vcpu.detail()) {
+        *sum.entry(name).or_default() += count;
+    }
+    sum
 }
 
 impl fmt::Display for Stats {
@@ -33,6 +45,9 @@ impl fmt::Display for Stats {
             for (kind, count) in exits.iter().filter(|(_, count)| *count > 0) {
                 writeln!(f, "        {:<18}{count:>12}", kind.name())?;
             }
+        }
+        for (name, count) in &self.detail {
+            writeln!(f, "detail  {name:<40}{count:>12}")?;
         }
         for (title, regions) in [("ports", &self.ports), ("mmio", &self.mmio)] {
             let used = regions.iter().filter(|region| region.reads + region.writes > 0);

@@ -54,4 +54,4 @@ pub use icount::InstructionClock;
 pub use state::VcpuState;
 pub use trapline_softcpu::cpuid::{Model as CpuModel, ModelError as CpuModelError};
 pub use vcpu::{Kicker, Vcpu};
-pub use vm::{Engine, IOAPIC_PINS, IoEvent, IoEventAddress, IrqfdId, Vm, VmConfig};
+pub use vm::{Engine, IOAPIC_PINS, IoEvent, IoEventAddress, IrqfdId, Paging, UnknownPaging, Vm, VmConfig};

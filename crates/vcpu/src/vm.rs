@@ -1,6 +1,7 @@
 //! The virtual machine: what all its vCPUs share.
 
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use kvm_bindings::{CpuId, kvm_clock_data};
@@ -28,6 +29,43 @@ impl fmt::Display for Engine {
     }
 }
 
+/// How guest addresses become addresses of the host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub enum Paging {
+    /// By a second table walk of the processor, as the engine has it (EPT; KVM: what the host has).
+    #[default]
+    Ept,
+    /// By shadow tables that the engine makes of the guest's own: how hypervisors did it on processors with
+    /// VT-x and no EPT. The soft engine only.
+    Shadow,
+}
+
+impl FromStr for Paging {
+    type Err = UnknownPaging;
+
+    fn from_str(s: &str) -> std::result::Result<Self, UnknownPaging> {
+        match s {
+            "ept" => Ok(Self::Ept),
+            "shadow" => Ok(Self::Shadow),
+            other => Err(UnknownPaging(other.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for Paging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ept => "ept",
+            Self::Shadow => "shadow",
+        })
+    }
+}
+
+/// Not a name of a [`Paging`].
+#[derive(Debug, thiserror::Error)]
+#[error("no way of paging is called {0:?}: ept or shadow")]
+pub struct UnknownPaging(String);
+
 /// How many interrupt pins the board's IOAPIC has.
 pub const IOAPIC_PINS: u32 = 24;
 
@@ -45,6 +83,8 @@ pub struct VmConfig {
     /// The machine's clock: what [`Entry::deadline`](crate::Entry::deadline) and the soft engine's
     /// timers run on. Not looked at with [`VmConfig::icount`].
     pub clock: Arc<dyn Clock>,
+    /// How guest addresses are translated.
+    pub paging: Paging,
     /// The processor that the soft engine shows to the guest; `None`: its default. KVM shows the host's
     /// processor, less the features that this model does not have.
     pub cpu: Option<CpuModel>,
@@ -60,6 +100,7 @@ impl Default for VmConfig {
             nested: false,
             dirty_ring: None,
             clock: Arc::new(HostClock::new()),
+            paging: Paging::default(),
             cpu: None,
             icount: None,
         }
@@ -72,6 +113,7 @@ impl fmt::Debug for VmConfig {
             .field("local_apic", &self.local_apic)
             .field("nested", &self.nested)
             .field("dirty_ring", &self.dirty_ring)
+            .field("paging", &self.paging)
             .field("cpu", &self.cpu)
             .field("icount", &self.icount)
             .finish_non_exhaustive()

@@ -18,7 +18,8 @@ use crate::gate::Gate;
 use crate::slots::PAGE_SIZE;
 use crate::soft::{Assistant, IoEvents};
 use crate::{
-    CpuModel, Engine, Error, IOAPIC_PINS, IoEvent, IoEventAddress, IrqfdId, Result, Vcpu, Vm, VmConfig,
+    CpuModel, Engine, Error, IOAPIC_PINS, IoEvent, IoEventAddress, IrqfdId, Paging, Result, Vcpu, Vm,
+    VmConfig,
 };
 
 /// Where processors without unrestricted guest mode get a page table and a TSS for real mode.
@@ -47,6 +48,9 @@ impl KvmVm {
         let unsupported = |what| Err(Error::Unsupported { engine: Engine::Kvm, what });
         if config.icount.is_some() {
             return unsupported("time that counts instructions");
+        }
+        if config.paging == Paging::Shadow {
+            return unsupported("shadow paging, which is the soft engine's");
         }
         let unavailable = |why: String| Error::Unavailable { engine: Engine::Kvm, why };
         let kvm = Kvm::new().map_err(|e| unavailable(format!("/dev/kvm: {}", std::io::Error::from(e))))?;

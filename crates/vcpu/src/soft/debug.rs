@@ -70,7 +70,8 @@ impl SoftVcpu {
         let on = |bit: u32, vector: u8| if self.debugger.has(bit) { 1u64 << vector } else { 0 };
         let bitmap = on(KVM_GUESTDBG_SINGLESTEP, vector::DB)
             | on(KVM_GUESTDBG_USE_HW_BP, vector::DB)
-            | on(KVM_GUESTDBG_USE_SW_BP, vector::BP);
+            | on(KVM_GUESTDBG_USE_SW_BP, vector::BP)
+            | self.paging_exceptions();
         let cpu = &mut self.root.cpu;
         cpu.vmcs_write(Field::ExceptionBitmap, bitmap);
         let mut primary = PrimaryControls::from_bits_retain(cpu.vmcs_read(Field::PrimaryControls) as u32);

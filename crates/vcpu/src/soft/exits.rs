@@ -23,6 +23,9 @@ impl SoftVcpu {
         if let Some(n) = self.reasons.get_mut(usize::from(reason.basic_number())) {
             *n += 1;
         }
+        if reason.entry_failure() && self.retry_with_ept() {
+            return Ok(None);
+        }
         if reason.entry_failure() {
             let qualification = self.root.cpu.vmcs_read(Field::ExitQualification);
             let why = self.root.cpu.explain_entry();
@@ -32,15 +35,9 @@ impl SoftVcpu {
         self.keep_vectoring();
         use BasicReason as R;
         let exit = match reason.basic() {
-            Some(
-                R::ExternalInterrupt
-                | R::PreemptionTimer
-                | R::InterruptWindow
-                | R::NmiWindow
-                | R::MonitorTrapFlag,
-            ) => None,
+            Some(R::ExternalInterrupt | R::PreemptionTimer | R::InterruptWindow | R::NmiWindow) => None,
             Some(R::Io) => return Ok(self.io_exit(memory)),
-            Some(R::EptViolation) => self.ept_violation(),
+            Some(R::EptViolation) => self.ept_violation(memory),
             Some(R::Hlt) => self.halt(),
             Some(R::Cpuid) => {
                 self.execute_cpuid();
@@ -51,11 +48,23 @@ impl SoftVcpu {
                 None
             }
             Some(R::Wrmsr) => {
-                self.execute_wrmsr();
+                self.execute_wrmsr(memory);
                 None
             }
             Some(R::CrAccess) => {
-                self.cr_access();
+                self.cr_access(memory);
+                None
+            }
+            Some(R::Invlpg) => {
+                self.invlpg(memory);
+                None
+            }
+            Some(R::Invpcid) => {
+                self.invpcid(memory);
+                None
+            }
+            Some(R::MonitorTrapFlag) => {
+                self.stepped();
                 None
             }
             Some(R::Xsetbv) => {
@@ -71,12 +80,11 @@ impl SoftVcpu {
                 None
             }
             Some(R::TaskSwitch) => {
-                // The processor does it itself on the way back in.
-                self.root.cpu.task_switch_granted = true;
+                self.task_switch();
                 None
             }
             Some(R::TripleFault) => Some(Exit::Shutdown),
-            Some(R::ExceptionOrNmi) => self.exception_exit(),
+            Some(R::ExceptionOrNmi) => self.exception_exit(memory),
             Some(
                 R::Getsec
                 | R::Vmcall
@@ -200,7 +208,7 @@ impl SoftVcpu {
             return if function == 0xb { [0, 0, index & 0xff, edx] } else { [0; 4] };
         };
         let mut values = [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx];
-        let cr4 = self.root.cpu.vmcs_read(Field::GuestCr4);
+        let cr4 = self.guest_cr4();
         let mut follow = |word: usize, bit: u32, on: bool| {
             if let Some(v) = values.get_mut(word) {
                 *v = *v & !(1 << bit) | u32::from(on) << bit;
@@ -232,9 +240,13 @@ impl SoftVcpu {
         }
     }
 
-    fn execute_wrmsr(&mut self) {
+    fn execute_wrmsr(&mut self, memory: &Memory) {
         let (index, value) = (self.reg(reg::RCX) as u32, self.edx_eax());
-        match self.write_msr(index, value) {
+        let written = match index {
+            super::msr::EFER => self.write_guest_efer(value, memory),
+            _ => self.write_msr(index, value),
+        };
+        match written {
             Ok(()) => self.skip_instruction(),
             Err(_) => {
                 tracing::debug!("wrmsr {index:#x}, {value:#x} at {:#x}: refused", self.rip());
@@ -259,10 +271,11 @@ impl SoftVcpu {
         self.skip_instruction();
     }
 
-    /// MOV to CR0 or CR4 that changes a bit which the guest does not own; CR8.
-    fn cr_access(&mut self) {
+    /// MOV to CR0 or CR4 that changes a bit which the guest does not own; CR8; with shadow paging, CR3 too.
+    fn cr_access(&mut self, memory: &Memory) {
         let access = CrAccess::from_bits(self.root.cpu.vmcs_read(Field::ExitQualification));
         match (access.cr(), access.kind()) {
+            (0 | 3 | 4, _) if self.shadowing.is_some() => self.paging_register(access, memory),
             (0, CrAccessKind::MovTo) => self.host_bits_of_cr0(self.reg(access.register())),
             // VMXE and bits that do not exist.
             (4, CrAccessKind::MovTo) => self.inject_gp(),
@@ -304,17 +317,21 @@ impl SoftVcpu {
         self.root.cpu.vmcs_write(Field::Cr0ReadShadow, shadow | value & CR0_HOST);
     }
 
-    /// An exception that the debugger asked for, or an NMI of the host's, of which there are none.
-    fn exception_exit(&mut self) -> Option<Exit> {
+    /// An exception that the debugger asked for, a page fault on shadow tables, or an NMI of the host's, of
+    /// which there are none.
+    fn exception_exit(&mut self, memory: &Memory) -> Option<Exit> {
         let info = InterruptionInfo::from_bits(self.root.cpu.vmcs_read(Field::ExitInterruptionInfo) as u32);
         if info.kind() == Some(InterruptionType::Nmi) {
             return None;
+        }
+        if info.vector() == vector::PF {
+            return self.page_fault(memory);
         }
         self.debug_exit(info.vector())
     }
 
     /// Memory that is not there, or read-only.
-    fn ept_violation(&mut self) -> Option<Exit> {
+    fn ept_violation(&mut self, memory: &Memory) -> Option<Exit> {
         let Some(access) = self.root.cpu.device_access() else {
             // A fetch, or a paging structure outside memory: nothing that a device could answer.
             let gpa = self.root.cpu.vmcs_read(Field::GuestPhysicalAddress);
@@ -328,6 +345,10 @@ impl SoftVcpu {
         let Some(size) = AccessSize::from_bytes(size.into()) else {
             return Some(self.internal_error(KVM_INTERNAL_ERROR_EMULATION, [gpa, size.into(), 0, 0]));
         };
+        if let Some(value) = memory.emulate(gpa, size, write) {
+            self.go_on(value);
+            return None;
+        }
         if let Some(value) = self.apic_access(gpa, size, write) {
             self.go_on(value);
             return None;
@@ -407,14 +428,14 @@ impl SoftVcpu {
         Ok(())
     }
 
-    /// VM exits by basic reason, those that happened.
+    /// VM exits by basic reason, those that happened, and page faults on shadow tables.
     pub(super) fn reason_counts(&self) -> Vec<(String, u64)> {
         let happened = self.reasons.iter().enumerate().filter(|(_, n)| **n > 0);
-        happened
-            .map(|(reason, &n)| {
-                let name = BasicReason::from_number(reason as u16).map(BasicReason::name);
-                (name.map_or_else(|| format!("reason {reason}"), str::to_owned), n)
-            })
-            .collect()
+        let reasons = happened.map(|(reason, &n)| {
+            let name = BasicReason::from_number(reason as u16).map(BasicReason::name);
+            (name.map_or_else(|| format!("reason {reason}"), str::to_owned), n)
+        });
+        let faults = self.shadowing.iter().flat_map(|shadowing| shadowing.counts.named());
+        reasons.chain(faults).collect()
     }
 }

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use trapline_device::AccessSize;
 use trapline_memory::ept::{EptFault, EptMode};
-use trapline_memory::paging::{Access, PagingFlags, PagingKind, PagingMode, WalkError};
+use trapline_memory::paging::{Access, WalkError};
 use trapline_memory::{OutOfArena, nested};
-use trapline_softcpu::cpu::{attr, cr0, cr4, efer, reg, vector};
+use trapline_softcpu::cpu::{attr, cr0, cr4, reg, vector};
 use trapline_vmx::Field;
 use trapline_vmx::exit::{InstructionInfo, IoAccess};
 use trapline_vmx::state::Segment;
@@ -18,7 +18,8 @@ use crate::{Exit, IoEventAddress};
 
 const PAGE: u64 = 4096;
 const RFLAGS_DF: u64 = 1 << 10;
-const RFLAGS_AC: u64 = 1 << 18;
+const RFLAGS_VM: u64 = 1 << 17;
+pub(super) const RFLAGS_AC: u64 = 1 << 18;
 
 /// Where a string instruction works, for as many elements as go at once.
 struct Run {
@@ -28,6 +29,7 @@ struct Run {
 }
 
 /// A fault that the guest is to see.
+#[derive(Clone, Copy)]
 pub(super) enum Fault {
     Page {
         linear: u64,
@@ -70,7 +72,7 @@ impl SoftVcpu {
         Some(Exit::PioWrite { port, size, value })
     }
 
-    fn inject(&mut self, fault: Fault) {
+    pub(super) fn inject(&mut self, fault: Fault) {
         match fault {
             Fault::Page { linear, code } => {
                 self.root.cpu.cr2 = linear;
@@ -198,46 +200,57 @@ impl SoftVcpu {
         let cpu = &self.root.cpu;
         let bytes = size.bytes() as u64;
         let offset = self.reg(index) & mask;
-        let fields = segment_fields(segment);
-        let (base, limit, rights) =
-            (cpu.vmcs_read(fields.base), cpu.vmcs_read(fields.limit), cpu.vmcs_read(fields.rights) as u32);
+        let (linear, room) = self.operand(segment, offset, bytes, write)?;
         let down = cpu.vmcs_read(Field::GuestRflags) & RFLAGS_DF != 0;
         let mut count = if down { 1 } else { left.min(PAGE / bytes) };
-        let linear = if self.mode64() {
-            let base = if matches!(segment, Segment::Fs | Segment::Gs) { base } else { 0 };
-            let linear = base.wrapping_add(offset);
-            if ((linear << 16) as i64 >> 16) as u64 != linear {
-                return Err(Fault::Vector(if segment == Segment::Ss { vector::SS } else { vector::GP }));
-            }
-            linear
-        } else {
-            let protected = cpu.vmcs_read(Field::GuestCr0) & cr0::PE != 0
-                && cpu.vmcs_read(Field::GuestRflags) & 1 << 17 == 0;
-            let code = rights & attr::CODE != 0;
-            let allowed = !protected
-                || if write {
-                    !code && rights & attr::WRITABLE != 0
-                } else {
-                    !code || rights & attr::READABLE != 0
-                };
-            let last = offset + bytes - 1;
-            let expand_down = !code && rights & attr::EXPAND_DOWN != 0;
-            let top = if rights & attr::DB != 0 { 0xffff_ffff } else { 0xffff };
-            let (inside, room) = if expand_down {
-                (offset > limit && last <= top, top.saturating_sub(offset) / bytes)
-            } else {
-                (last <= limit, (limit + 1).saturating_sub(offset) / bytes)
-            };
-            if rights & attr::UNUSABLE != 0 || !allowed || !inside {
-                return Err(Fault::Vector(if segment == Segment::Ss { vector::SS } else { vector::GP }));
-            }
-            count = count.min(room.max(1));
-            base.wrapping_add(offset) & 0xffff_ffff
-        };
+        count = count.min((room / bytes).max(1));
         // The index register wraps at the address size.
         count = count.min(((mask - offset) / bytes).max(1));
         count = count.min(((PAGE - linear % PAGE) / bytes).max(1));
         Ok(Run { linear, count: count as u32, mask })
+    }
+
+    /// The linear address of an operand of `bytes`, and how many bytes the segment has from there on.
+    pub(super) fn operand(
+        &self,
+        segment: Segment,
+        offset: u64,
+        bytes: u64,
+        write: bool,
+    ) -> Result<(u64, u64), Fault> {
+        let cpu = &self.root.cpu;
+        let fault = Fault::Vector(if segment == Segment::Ss { vector::SS } else { vector::GP });
+        let fields = segment_fields(segment);
+        let (base, limit, rights) =
+            (cpu.vmcs_read(fields.base), cpu.vmcs_read(fields.limit), cpu.vmcs_read(fields.rights) as u32);
+        if self.mode64() {
+            let base = if matches!(segment, Segment::Fs | Segment::Gs) { base } else { 0 };
+            let linear = base.wrapping_add(offset);
+            let unused = if self.guest_cr4() & cr4::LA57 != 0 { 7 } else { 16 };
+            let canonical = ((linear << unused) as i64 >> unused) as u64 == linear;
+            return if canonical { Ok((linear, u64::MAX)) } else { Err(fault) };
+        }
+        let virtual_8086 = cpu.vmcs_read(Field::GuestRflags) & RFLAGS_VM != 0;
+        let protected = self.guest_cr0() & cr0::PE != 0 && !virtual_8086;
+        let code = rights & attr::CODE != 0;
+        let allowed = !protected
+            || if write {
+                !code && rights & attr::WRITABLE != 0
+            } else {
+                !code || rights & attr::READABLE != 0
+            };
+        let last = offset.saturating_add(bytes - 1);
+        let expand_down = !code && rights & attr::EXPAND_DOWN != 0;
+        let top = if rights & attr::DB != 0 { 0xffff_ffff } else { 0xffff };
+        let (inside, room) = if expand_down {
+            (offset > limit && last <= top, top.saturating_sub(offset))
+        } else {
+            (last <= limit, (limit + 1).saturating_sub(offset))
+        };
+        if rights & attr::UNUSABLE != 0 || !allowed || !inside {
+            return Err(fault);
+        }
+        Ok((base.wrapping_add(offset) & 0xffff_ffff, room))
     }
 
     /// Moves the index register, and RCX of a repeated instruction, by `count` elements. The instruction
@@ -272,8 +285,7 @@ impl SoftVcpu {
         let mut at = 0;
         let stored = self.for_each_part(&memory, run.linear, bytes.len() as u64, true, |hpa, len| {
             if let Some(part) = bytes.get(at..at + len) {
-                memory.arena.write_bytes(hpa, part);
-                memory.shared.device_wrote(hpa, len as u64);
+                memory.write(hpa, part);
             }
             at += len;
         });
@@ -286,7 +298,7 @@ impl SoftVcpu {
     }
 
     /// Walks `len` bytes at `linear`, shows each part that is contiguous in the arena.
-    fn for_each_part(
+    pub(super) fn for_each_part(
         &self,
         memory: &Memory,
         linear: u64,
@@ -319,31 +331,6 @@ impl SoftVcpu {
                 Err(Fault::NoMemory)
             }
         }
-    }
-
-    /// The guest's paging mode.
-    pub(super) fn paging(&self) -> PagingMode {
-        let cpu = &self.root.cpu;
-        let read = |field: Field| cpu.vmcs_read(field);
-        let (cr0, cr4, efer) = (read(Field::GuestCr0), read(Field::GuestCr4), read(Field::GuestEfer));
-        let kind = if cr0 & cr0::PG == 0 {
-            PagingKind::Off
-        } else if efer & efer::LMA != 0 {
-            if cr4 & cr4::LA57 != 0 { PagingKind::Level5 } else { PagingKind::Level4 }
-        } else if cr4 & cr4::PAE != 0 {
-            let pdptes = [Field::GuestPdpte0, Field::GuestPdpte1, Field::GuestPdpte2, Field::GuestPdpte3];
-            PagingKind::Pae { pdptes: pdptes.map(read) }
-        } else {
-            PagingKind::Bits32 { pse: cr4 & cr4::PSE != 0, pse36: true }
-        };
-        let mut flags = PagingFlags::PAGE_1G;
-        flags.set(PagingFlags::WRITE_PROTECT, cr0 & cr0::WP != 0);
-        flags.set(PagingFlags::NXE, efer & efer::NXE != 0);
-        flags.set(PagingFlags::SMEP, cr4 & cr4::SMEP != 0);
-        flags.set(PagingFlags::SMAP, cr4 & cr4::SMAP != 0);
-        flags.set(PagingFlags::PKE, cr4 & cr4::PKE != 0);
-        let cr3 = read(Field::GuestCr3);
-        PagingMode { kind, cr3, flags, phys_bits: cpu.model.phys_bits(), pkru: cpu.pkru, pkrs: 0 }
     }
 
     /// See [`Vcpu::translate`](crate::Vcpu::translate).

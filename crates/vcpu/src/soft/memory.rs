@@ -1,16 +1,25 @@
-//! Guest memory: the EPT hierarchy that all vCPUs share, and how it is changed under them.
+//! Guest memory: the tables that all vCPUs share, and how it is changed under them.
+//!
+//! There is always an EPT hierarchy. With shadow paging, processors use it only where they need unrestricted
+//! guest mode; the engine itself translates by it, and it keeps account of written pages.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use trapline_memory::ept::{EptAttributes, EptBuilder, EptPerms, MapError};
+use trapline_device::AccessSize;
+use trapline_memory::ept::{self, EptAccess, EptAttributes, EptBuilder, EptMode, EptPerms, MapError};
+use trapline_memory::shadow::{Shadow, ShadowRam, Watch};
 use trapline_memory::{Arena, ArenaOptions, DirtyTracker, OutOfArena, PageSize, Slot};
 use trapline_softcpu::Shared;
 
+use super::lock;
 use crate::slots::check_layout;
-use crate::{Error, Result};
+use crate::{Engine, Error, Paging, Result};
 
 /// Bytes of an arena that holds nothing but a hypervisor's pages: there is no guest memory yet.
-const EMPTY_ARENA: u64 = 256 << 10;
+const EMPTY_ARENA: u64 = 1 << 20;
+/// Pages of the root area that shadow tables leave to other things, and the fewest that they can do with.
+const OTHER_PAGES: u64 = 128;
+const FEWEST_SHADOW_PAGES: u64 = 64;
 
 /// What a guest-physical range is mapped to: difference of addresses, and whether it is read-only.
 type Mapping = (u64, bool);
@@ -24,25 +33,78 @@ pub(super) struct Memory {
     /// Goes up with each change that processors must forget cached translations for.
     pub epoch: u64,
     ept: EptBuilder<Arc<Arena>, Arc<Arena>>,
+    shadow: Option<Shadowed>,
+    /// Sorted by address.
     slots: Vec<Slot>,
     /// Written pages of slots that do not log any more.
     left_behind: Vec<u64>,
 }
 
+/// What shadow paging adds.
+struct Shadowed {
+    tables: Mutex<Shadow<Arc<Arena>>>,
+    watch: Arc<Watch>,
+}
+
+impl Shadowed {
+    fn new(arena: &Arc<Arena>) -> Result<Self> {
+        let pages = arena.root_pages().saturating_sub(OTHER_PAGES);
+        if pages < FEWEST_SHADOW_PAGES {
+            let what = "shadow paging with so small a root area of the arena";
+            return Err(Error::Unsupported { engine: Engine::Soft, what });
+        }
+        let tables = Shadow::new(arena.clone(), arena.clone(), pages as usize);
+        let watch = tables.watch().clone();
+        Ok(Self { tables: Mutex::new(tables), watch })
+    }
+}
+
 impl Memory {
     /// None yet.
-    pub fn empty() -> Result<Self> {
+    pub fn empty(paging: Paging) -> Result<Self> {
         let arena = Arena::with_root_area(EMPTY_ARENA, 0..EMPTY_ARENA, &ArenaOptions::default());
         let arena = arena.map_err(|e| Error::Os { what: "memory", source: std::io::Error::other(e) })?;
-        Self::on(Arc::new(arena), 0)
+        Self::on(Arc::new(arena), 0, paging)
     }
 
-    fn on(arena: Arc<Arena>, epoch: u64) -> Result<Self> {
+    fn on(arena: Arc<Arena>, epoch: u64, paging: Paging) -> Result<Self> {
         let ept = EptBuilder::new(arena.clone(), arena.clone(), true).map_err(|e| refused(0, e))?;
         let shared = Shared::new(arena.len());
+        let shadow = match paging {
+            Paging::Ept => None,
+            Paging::Shadow => Some(Shadowed::new(&arena)?),
+        };
         let processors = shared.clone();
-        arena.watch_device_writes(move |hpa, len| processors.device_wrote(hpa, len));
-        Ok(Self { arena, shared, epoch, ept, slots: Vec::new(), left_behind: Vec::new() })
+        let watch = shadow.as_ref().map(|shadow| shadow.watch.clone());
+        arena.watch_device_writes(move |hpa, len| {
+            processors.device_wrote(hpa, len);
+            if let Some(watch) = &watch {
+                watch.wrote(hpa, len);
+            }
+        });
+        Ok(Self { arena, shared, epoch, ept, shadow, slots: Vec::new(), left_behind: Vec::new() })
+    }
+
+    /// The shadow tables, on a machine that has them.
+    pub fn shadow(&self) -> Option<MutexGuard<'_, Shadow<Arc<Arena>>>> {
+        self.shadow.as_ref().map(|shadow| lock(&shadow.tables))
+    }
+
+    /// Drops all shadow tables.
+    pub fn drop_shadow(&mut self) {
+        if let Some(mut tables) = self.shadow() {
+            tables.flush_all();
+        }
+    }
+
+    /// The engine writes to memory of the guest: whoever keeps something that was made of it is told. Pages
+    /// are not recorded as written.
+    pub fn write(&self, hpa: u64, bytes: &[u8]) {
+        self.arena.write_bytes(hpa, bytes);
+        self.shared.device_wrote(hpa, bytes.len() as u64);
+        if let Some(shadow) = &self.shadow {
+            shadow.watch.wrote(hpa, bytes.len() as u64);
+        }
     }
 
     /// The EPT pointer.
@@ -57,7 +119,8 @@ impl Memory {
             return Err(Error::Slot { gpa: slot.gpa, what: "ends beyond 48 bits of physical address" });
         }
         if !Arc::ptr_eq(arena, &self.arena) {
-            *self = Self::on(arena.clone(), self.epoch)?;
+            let paging = if self.shadow.is_some() { Paging::Shadow } else { Paging::Ept };
+            *self = Self::on(arena.clone(), self.epoch, paging)?;
         }
         self.epoch += 1;
         let old = std::mem::take(&mut self.slots);
@@ -69,6 +132,8 @@ impl Memory {
             self.change(from, to - from, at(&old), at(wanted)).map_err(|e| refused(from, e))?;
         }
         self.slots = wanted.to_vec();
+        self.slots.sort_unstable_by_key(|slot| slot.gpa);
+        self.drop_shadow();
         Ok(())
     }
 
@@ -113,9 +178,57 @@ impl Memory {
             tracker.merge(gpa, &[1]);
         }
         for slot in self.slots.iter().filter(|slot| slot.log_dirty) {
-            tracker.harvest_ept(&self.ept, slot.gpa, slot.size).map_err(|e| refused(slot.gpa, e))?;
+            let Some(mut shadow) = self.shadow() else {
+                tracker.harvest_ept(&self.ept, slot.gpa, slot.size).map_err(|e| refused(slot.gpa, e))?;
+                continue;
+            };
+            let collected = self.ept.take_dirty(slot.gpa, slot.size, |leaf| {
+                tracker.merge(leaf.gpa, &[1]);
+                shadow.write_protect(slot.hpa + (leaf.gpa - slot.gpa));
+            });
+            collected.map_err(|e| refused(slot.gpa, e))?;
         }
         Ok(())
+    }
+}
+
+impl Memory {
+    /// An access to RAM that a processor may not make itself: writes that its shadow tables cannot allow, and
+    /// reads in the same instruction. `None`: it is none to RAM.
+    pub fn emulate(&self, gpa: u64, size: AccessSize, write: Option<u64>) -> Option<u64> {
+        self.shadow.as_ref()?;
+        let slot = self.slot_at(gpa).filter(|slot| write.is_none() || !slot.read_only)?;
+        let hpa = slot.hpa + (gpa - slot.gpa);
+        let mut bytes = [0; 8];
+        let len = size.bytes();
+        if let Some(value) = write {
+            bytes = value.to_le_bytes();
+            self.write(hpa, bytes.get(..len)?);
+            if slot.log_dirty {
+                self.wrote(gpa);
+            }
+        } else {
+            self.arena.read_bytes(hpa, bytes.get_mut(..len)?)?;
+        }
+        Some(u64::from_le_bytes(bytes))
+    }
+}
+
+impl ShadowRam for Memory {
+    fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    fn slot_at(&self, gpa: u64) -> Option<&Slot> {
+        let after = self.slots.partition_point(|slot| slot.gpa <= gpa);
+        self.slots.get(after.checked_sub(1)?).filter(|slot| gpa < slot.end())
+    }
+
+    /// As a processor with EPT would: in the dirty flag of the leaf.
+    fn wrote(&self, gpa: u64) {
+        // Guest-physical addresses have been checked by whoever walked to this one.
+        let mode = EptMode::new(self.eptp(), 52);
+        let _ = ept::walk(&*self.arena, &mode, gpa, EptAccess::WRITE);
     }
 }
 

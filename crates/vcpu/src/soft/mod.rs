@@ -21,6 +21,7 @@
 //! page, RAM wins.
 
 mod assist;
+mod control;
 mod debug;
 mod events;
 mod exits;
@@ -29,6 +30,7 @@ mod irqfd;
 mod mailbox;
 mod memory;
 mod msr;
+mod paging;
 mod run;
 mod setup;
 mod state;

@@ -4,9 +4,9 @@ use trapline_irqchip::message::ApicMode;
 use trapline_memory::Arena;
 use trapline_softcpu::cpu::efer;
 use trapline_vmx::Field;
-use trapline_vmx::controls::EntryControls;
 
 use super::vcpu::SoftVcpu;
+use crate::Paging;
 
 /// IA32_PAT after power-on.
 pub(super) const POWER_ON_PAT: u64 = 0x0007_0406_0007_0406;
@@ -23,7 +23,7 @@ const MISC_ENABLE: u32 = 0x1a0;
 const PAT: u32 = 0x277;
 const TSC_DEADLINE: u32 = 0x6e0;
 const X2APIC: std::ops::RangeInclusive<u32> = 0x800..=0x8ff;
-const EFER: u32 = 0xc000_0080;
+pub(super) const EFER: u32 = 0xc000_0080;
 const STAR: u32 = 0xc000_0081;
 const LSTAR: u32 = 0xc000_0082;
 const CSTAR: u32 = 0xc000_0083;
@@ -103,8 +103,9 @@ pub(super) const IN_PROCESSOR: [u32; 40] = [
     0x20f,
 ];
 
-/// Fills the MSR bitmap at `page`: everything exits but [`PASSED_THROUGH`], and reading the TSC.
-pub(super) fn write_bitmap(arena: &Arena, page: u64) {
+/// Fills the MSR bitmap at `page`: everything exits but [`PASSED_THROUGH`], and reading the TSC. With shadow
+/// paging, IA32_EFER is the engine's.
+pub(super) fn write_bitmap(arena: &Arena, page: u64, paging: Paging) {
     let mut bitmap = [0xffu8; 4096];
     let mut pass = |index: u32, write: bool| {
         let quarter = usize::from(index >= 0xc000_0000) * 1024 + usize::from(write) * 2048;
@@ -114,7 +115,8 @@ pub(super) fn write_bitmap(arena: &Arena, page: u64) {
         }
     };
     pass(TSC, false);
-    for index in PASSED_THROUGH {
+    let own = |index: &u32| paging == Paging::Ept || *index != EFER;
+    for index in PASSED_THROUGH.into_iter().filter(own) {
         pass(index, false);
         pass(index, true);
     }
@@ -151,6 +153,9 @@ fn field(index: u32) -> Option<Field> {
 impl SoftVcpu {
     /// RDMSR as the guest sees it.
     pub(super) fn read_msr(&self, index: u32) -> MsrResult<u64> {
+        if index == EFER {
+            return Ok(self.guest_efer());
+        }
         if let Some(field) = field(index) {
             return Ok(self.root.cpu.vmcs_read(field));
         }
@@ -260,11 +265,7 @@ impl SoftVcpu {
         if value & !(efer::SCE | efer::LME | efer::LMA | efer::NXE) != 0 {
             return Err(GeneralProtection);
         }
-        let ia32e = u64::from(EntryControls::IA32E_MODE_GUEST.bits());
-        let entry = self.root.cpu.vmcs_read(Field::EntryControls) & !ia32e;
-        let entry = if value & efer::LMA != 0 { entry | ia32e } else { entry };
-        self.root.cpu.vmcs_write(Field::EntryControls, entry);
-        self.root.cpu.vmcs_write(Field::GuestEfer, value);
+        self.set_guest_efer(value);
         Ok(())
     }
 

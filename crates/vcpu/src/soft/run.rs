@@ -140,8 +140,15 @@ impl SoftVcpu {
     /// Enters the guest for at most `timer` nanoseconds, and handles the VM exit.
     pub(super) fn enter(&mut self, timer: Option<Nanos>) -> Result<Option<Exit>> {
         let machine = self.machine.clone();
+        if std::mem::take(&mut self.starved) {
+            machine.gate.change(|| machine.expel(), super::memory::Memory::drop_shadow);
+        }
         let memory = machine.gate.enter();
         self.follow_memory(&memory)?;
+        if self.enter_paging(&memory).is_err() {
+            self.starved = true;
+            return Ok(None);
+        }
         let shift = self.root.cpu.vmx.caps.preemption_timer_shift();
         let timer = timer.map_or(LONGEST_TIMER, |ns| (ns >> shift).saturating_add(1).min(LONGEST_TIMER));
         self.write_injection();
@@ -151,6 +158,8 @@ impl SoftVcpu {
         let launched = cpu.current_vmcs().is_some_and(|v| v.launch_state == LaunchState::Launched);
         let entered = if launched { cpu.vmresume() } else { cpu.vmlaunch() };
         self.debugger.after_exit(cpu);
+        self.leave_paging(&memory);
+        let cpu = &mut self.root.cpu;
         if let Some(clock) = &machine.config.icount {
             clock.set(cpu.raw_tsc());
         }
@@ -278,6 +287,9 @@ impl SoftVcpu {
     /// INIT: the bootstrap processor starts at the reset vector, others wait for a SIPI.
     fn init(&mut self, inbox: &mut Inbox) {
         self.root.reset(true);
+        if let Some(shadowing) = &mut self.shadowing {
+            shadowing.reset();
+        }
         self.injection = None;
         (self.pending, self.second, self.replaying) = (Pending::Nothing, None, false);
         inbox.nmi = 0;

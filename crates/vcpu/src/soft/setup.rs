@@ -13,6 +13,7 @@ use trapline_vmx::{Field, Vmcs};
 use super::mailbox::Mailbox;
 use super::memory::Memory;
 use super::msr;
+use super::paging::host_masks;
 use super::vm::Machine;
 use crate::{Engine, Error, Result};
 
@@ -103,7 +104,7 @@ impl Root {
         }
         let begun = cpu.vmxon(pages.vmxon).and_then(|()| cpu.vmclear(pages.vmcs));
         begun.and_then(|()| cpu.vmptrld(pages.vmcs)).map_err(|e| failed("VMXON", e))?;
-        msr::write_bitmap(&pages.arena, pages.msr_bitmap);
+        msr::write_bitmap(&pages.arena, pages.msr_bitmap, machine.config.paging);
         let mut root = Self { cpu, _pages: pages };
         root.write_controls(machine, mailbox.id);
         root.write_host_state();
@@ -140,6 +141,7 @@ impl Root {
             | ExitControls::SAVE_EFER
             | ExitControls::LOAD_EFER;
         let entry = EntryControls::LOAD_DEBUG_CONTROLS | EntryControls::LOAD_PAT | EntryControls::LOAD_EFER;
+        let (cr0_mask, cr4_mask) = host_masks(machine.config.paging);
         for (field, value) in [
             (Field::PinControls, caps.pin.adjust(pin.bits()).into()),
             (Field::PrimaryControls, caps.primary.adjust(primary.bits()).into()),
@@ -150,8 +152,8 @@ impl Root {
             (Field::MsrBitmap, self._pages.msr_bitmap),
             (Field::VmcsLinkPointer, u64::MAX),
             (Field::TscMultiplier, 1 << 48),
-            (Field::Cr0GuestHostMask, CR0_HOST),
-            (Field::Cr4GuestHostMask, CR4_HOST),
+            (Field::Cr0GuestHostMask, cr0_mask),
+            (Field::Cr4GuestHostMask, cr4_mask),
         ] {
             self.cpu.vmcs_write(field, value);
         }

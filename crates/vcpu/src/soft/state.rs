@@ -1,14 +1,12 @@
 //! Registers as KVM's structures.
 
 use kvm_bindings::*;
-use trapline_memory::ept::EptMode;
-use trapline_memory::{nested, paging};
 use trapline_softcpu::cpu::{cr0, cr4, efer, reg};
 use trapline_vmx::Field;
 use trapline_vmx::state::{AccessRights, Segment};
 
 use super::memory::Memory;
-use super::setup::{CR0_HOST, CR4_HOST, segment_fields};
+use super::setup::segment_fields;
 use super::vcpu::{Pending, SoftVcpu};
 use crate::{Error, Result};
 
@@ -115,12 +113,12 @@ impl SoftVcpu {
             ldt: self.segment(Segment::Ldtr),
             gdt: table(Field::GuestGdtrBase, Field::GuestGdtrLimit),
             idt: table(Field::GuestIdtrBase, Field::GuestIdtrLimit),
-            cr0: read(Field::GuestCr0) & !CR0_HOST | read(Field::Cr0ReadShadow) & CR0_HOST,
+            cr0: self.guest_cr0(),
             cr2: self.root.cpu.cr2,
-            cr3: read(Field::GuestCr3),
-            cr4: read(Field::GuestCr4) & !CR4_HOST | read(Field::Cr4ReadShadow) & CR4_HOST,
+            cr3: self.guest_cr3(),
+            cr4: self.guest_cr4(),
             cr8: self.cr8(),
-            efer: read(Field::GuestEfer),
+            efer: self.guest_efer(),
             apic_base: self.apic_base(),
             interrupt_bitmap: [0; 4],
         };
@@ -158,14 +156,13 @@ impl SoftVcpu {
             (Field::GuestGdtrLimit, sregs.gdt.limit.into()),
             (Field::GuestIdtrBase, sregs.idt.base),
             (Field::GuestIdtrLimit, sregs.idt.limit.into()),
-            (Field::GuestCr0, sregs.cr0 | cr0::NE | cr0::ET),
-            (Field::Cr0ReadShadow, sregs.cr0 | cr0::ET),
-            (Field::GuestCr3, sregs.cr3),
-            (Field::GuestCr4, sregs.cr4 | CR4_HOST),
-            (Field::Cr4ReadShadow, sregs.cr4),
         ] {
             cpu.vmcs_write(field, value);
         }
+        self.set_guest_cr0(sregs.cr0);
+        self.set_guest_cr3(sregs.cr3);
+        self.set_guest_cr4(sregs.cr4);
+        let cpu = &mut self.root.cpu;
         cpu.cr2 = sregs.cr2;
         cpu.cr8 = sregs.cr8;
         cpu.mmu.flush_all();
@@ -176,23 +173,13 @@ impl SoftVcpu {
         if pae {
             self.load_pdptes(sregs.cr3, memory);
         }
+        self.flush_translations(memory);
         let pending = sregs.interrupt_bitmap.iter().zip(0u8..).find(|(word, _)| **word != 0);
         if let Some((word, n)) = pending {
             self.wanted.extint = Some(n << 6 | word.trailing_zeros() as u8);
         }
         self.abandon_instruction();
         Ok(())
-    }
-
-    /// The page-directory-pointer entries of PAE paging, as MOV to CR3 reads them.
-    fn load_pdptes(&mut self, cr3: u64, memory: &Memory) {
-        let ept = EptMode::new(memory.eptp(), self.root.cpu.model.phys_bits());
-        let tables = nested::GuestTables::without_linear(&memory.arena, &ept);
-        let Ok(values) = paging::load_pdptes(&tables, cr3) else { return };
-        let fields = [Field::GuestPdpte0, Field::GuestPdpte1, Field::GuestPdpte2, Field::GuestPdpte3];
-        for (field, value) in fields.into_iter().zip(values) {
-            self.root.cpu.vmcs_write(field, value);
-        }
     }
 
     pub(super) fn floating(&self) -> kvm_fpu {

@@ -10,6 +10,7 @@ use trapline_vmx::Field;
 use super::debug::Debugger;
 use super::events::Injection;
 use super::mailbox::Mailbox;
+use super::paging::Shadowing;
 use super::run::Wanted;
 use super::setup::Root;
 use super::vm::Machine;
@@ -87,6 +88,12 @@ pub(super) struct SoftVcpu {
     pub wanted: Wanted,
     pub tsc: Tsc,
     pub debugger: Debugger,
+    /// On a machine with shadow paging.
+    pub shadowing: Option<Shadowing>,
+    /// There was no page for another shadow table.
+    pub starved: bool,
+    /// Address, error code and time (in instructions) of the last page fault on shadow tables.
+    pub last_fault: Option<(u64, u32, u64)>,
     pub stats: ExitStats,
     /// VM exits by basic reason.
     pub reasons: Box<[u64; 128]>,
@@ -94,17 +101,17 @@ pub(super) struct SoftVcpu {
 
 impl SoftVcpu {
     pub(super) fn new(machine: Arc<Machine>, mailbox: Arc<Mailbox>) -> Result<Self> {
-        let (root, epoch) = {
+        let (root, shadowing) = {
             let memory = machine.gate.enter();
-            // Not what it is good for: the first entry takes the EPT pointer.
-            (Root::new(&machine, &mailbox, &memory)?, u64::MAX)
+            (Root::new(&machine, &mailbox, &memory)?, Shadowing::new(&memory))
         };
         let runnable = mailbox.id == 0;
         Ok(Self {
             machine,
             mailbox,
             root,
-            epoch,
+            // Not what it is good for: the first entry takes the EPT pointer.
+            epoch: u64::MAX,
             cpuid: Vec::new(),
             mp_state: if runnable { KVM_MP_STATE_RUNNABLE } else { KVM_MP_STATE_UNINITIALIZED },
             pending: Pending::Nothing,
@@ -116,6 +123,9 @@ impl SoftVcpu {
             wanted: Wanted::default(),
             tsc: Tsc { khz: TSC_KHZ, offset: 0, adjust: 0 },
             debugger: Debugger::default(),
+            shadowing,
+            starved: false,
+            last_fault: None,
             stats: ExitStats::default(),
             reasons: Box::new([0; 128]),
         })
@@ -130,6 +140,7 @@ impl SoftVcpu {
         // Time goes on where it was.
         let ticks = self.root.cpu.raw_tsc();
         self.root = root;
+        self.shadowing = Shadowing::new(memory);
         if self.machine.config.icount.is_some() {
             self.root.cpu.time.offset = ticks;
         }

@@ -64,15 +64,15 @@ impl SoftVm {
         let now = i64::try_from(config.clock.now()).unwrap_or(0);
         Ok(Self(Arc::new(Machine {
             model: Arc::new(config.cpu.clone().unwrap_or_default()),
-            config,
             start: Instant::now(),
-            gate: Gate::new(Memory::empty()?),
+            gate: Gate::new(Memory::empty(config.paging)?),
             io_events,
             mailboxes: RwLock::default(),
             pins: Mutex::new([None; IOAPIC_PINS as usize]),
             level_vectors: [const { AtomicU64::new(0) }; 4],
             irqfds: OnceLock::new(),
             clock_offset: AtomicI64::new(-now),
+            config,
         })))
     }
 }
@@ -115,7 +115,7 @@ impl Machine {
     }
 
     /// Makes every vCPU leave the guest.
-    fn expel(&self) {
+    pub fn expel(&self) {
         self.with_mailboxes(|all| all.iter().for_each(|m| m.signals.raise(Signals::INTERRUPT)));
     }
 

@@ -216,7 +216,7 @@ fn translation_follows_the_page_tables() {
 #[test]
 fn power_on_state_is_that_of_the_manual() {
     on_every_engine(|engine| {
-        let vm = trapline_vcpu::create_vm(engine, &Default::default()).unwrap();
+        let vm = engine.create_vm(&Default::default()).unwrap();
         let vcpu = vm.create_vcpu(0).unwrap();
         let (regs, sregs) = (vcpu.regs().unwrap(), vcpu.sregs().unwrap());
         assert_eq!((regs.rip, regs.rflags, sregs.cs.base), (0xfff0, 2, 0xffff_0000));

@@ -3,7 +3,7 @@
 
 use iced_x86::code_asm::*;
 use kvm_bindings::kvm_regs;
-use trapline_vcpu::{Engine, Exit};
+use trapline_vcpu::Exit;
 
 use crate::harness::*;
 
@@ -23,7 +23,7 @@ fn caught_with(
 /// Runs `faulting` in long mode with a handler for `vector`, and hands over the registers with R8 = error
 /// code (if there is one), R9 = return address, R10 = CR2, R11 = RFLAGS pushed.
 fn catch(
-    engine: Engine,
+    engine: Subject,
     vector: u8,
     error_code: bool,
     faulting: impl Fn(&mut Asm) -> AsmResult,

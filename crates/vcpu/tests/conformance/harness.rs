@@ -1,5 +1,6 @@
 //! A machine small enough to set up for each test: 2 MiB of RAM, one vCPU, a guest assembled on the spot.
 
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use iced_x86::{BlockEncoderOptions, IcedError};
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
 use trapline_memory::{GuestRam, RamConfig};
 use trapline_vcpu::{
-    Accel, Answer, Engine, Entry, Error, Exit, Vcpu, Vm, VmConfig, choose, cpuid, create_vm,
+    Accel, Answer, Engine, Entry, Error, Exit, Paging, Vcpu, Vm, VmConfig, choose, cpuid, create_vm,
 };
 
 pub const GDT: u64 = 0x1000;
@@ -32,22 +33,53 @@ pub const CODE64: u16 = 0x08;
 pub const DATA32: u16 = 0x10;
 pub const CODE32: u16 = 0x18;
 
-/// What the suite runs on.
-const ENGINES: &[Engine] = &[Engine::Kvm, Engine::Soft];
+/// What the suite runs on: an engine, and how guest addresses are translated there.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject {
+    pub engine: Engine,
+    paging: Paging,
+}
+
+const SUBJECTS: &[Subject] = &[
+    Subject { engine: Engine::Kvm, paging: Paging::Ept },
+    Subject { engine: Engine::Soft, paging: Paging::Ept },
+    Subject { engine: Engine::Soft, paging: Paging::Shadow },
+];
+
+impl Subject {
+    pub fn create_vm(self, config: &VmConfig) -> Result<Arc<dyn Vm>, Error> {
+        create_vm(self.engine, &VmConfig { paging: self.paging, ..config.clone() })
+    }
+}
+
+impl PartialEq<Engine> for Subject {
+    fn eq(&self, engine: &Engine) -> bool {
+        self.engine == *engine
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.paging {
+            Paging::Ept => self.engine.fmt(f),
+            Paging::Shadow => write!(f, "{} with shadow paging", self.engine),
+        }
+    }
+}
 
 /// Runs a test body on every engine that this machine has, and says which one it could not run on.
-pub fn on_every_engine(test: impl Fn(Engine)) {
-    for &engine in ENGINES {
-        match create_vm(engine, &VmConfig::default()) {
-            Ok(_) => test(engine),
-            Err(Error::Unavailable { why, .. }) => eprintln!("skipped on {engine}: {why}"),
-            Err(e) => panic!("{engine}: {e}"),
+pub fn on_every_engine(test: impl Fn(Subject)) {
+    for &subject in SUBJECTS {
+        match subject.create_vm(&VmConfig::default()) {
+            Ok(_) => test(subject),
+            Err(Error::Unavailable { why, .. }) => eprintln!("skipped on {subject}: {why}"),
+            Err(e) => panic!("{subject}: {e}"),
         }
     }
 }
 
 /// The same, but not on a KVM that emulates all guest code, and why not.
-pub fn on_native_engines(why: &str, test: impl Fn(Engine)) {
+pub fn on_native_engines(why: &str, test: impl Fn(Subject)) {
     let auto = choose(Accel::Auto).unwrap();
     on_every_engine(|engine| {
         if engine == Engine::Kvm && auto.engine != Engine::Kvm {
@@ -124,7 +156,7 @@ pub fn assemble(bits: u32, at: u64, code: impl FnOnce(&mut Asm) -> AsmResult) ->
 }
 
 pub struct Machine {
-    pub engine: Engine,
+    pub engine: Subject,
     pub vm: Arc<dyn Vm>,
     pub vcpu: Box<dyn Vcpu>,
     pub ram: GuestRam,
@@ -134,22 +166,22 @@ pub struct Machine {
 
 impl Machine {
     /// A machine whose vCPU is about to execute `code` in `mode`.
-    pub fn new(engine: Engine, mode: Mode, code: impl FnOnce(&mut Asm) -> AsmResult) -> Self {
+    pub fn new(engine: Subject, mode: Mode, code: impl FnOnce(&mut Asm) -> AsmResult) -> Self {
         Self::with_config(engine, &VmConfig::default(), mode, code)
     }
 
     /// One in which HLT exits.
-    pub fn without_apic(engine: Engine, mode: Mode, code: impl FnOnce(&mut Asm) -> AsmResult) -> Self {
+    pub fn without_apic(engine: Subject, mode: Mode, code: impl FnOnce(&mut Asm) -> AsmResult) -> Self {
         Self::with_config(engine, &VmConfig { local_apic: false, ..VmConfig::default() }, mode, code)
     }
 
     pub fn with_config(
-        engine: Engine,
+        engine: Subject,
         config: &VmConfig,
         mode: Mode,
         code: impl FnOnce(&mut Asm) -> AsmResult,
     ) -> Self {
-        let vm = create_vm(engine, config).unwrap();
+        let vm = engine.create_vm(config).unwrap();
         let ram = GuestRam::new(&RamConfig { device_area: 0x1_0000, ..RamConfig::new(RAM) }).unwrap();
         vm.set_memory(ram.arena(), ram.slots()).unwrap();
         let vcpu = new_vcpu(&*vm, mode);

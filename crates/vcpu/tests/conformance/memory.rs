@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use iced_x86::code_asm::*;
 use trapline_device::AccessSize::{Byte, Dword, Qword, Word};
-use trapline_vcpu::{Answer, Engine, Exit, VmConfig};
+use trapline_vcpu::{Answer, Exit, VmConfig};
 
 use crate::harness::*;
 
@@ -232,7 +232,7 @@ fn impossible_layouts_are_refused() {
     });
 }
 
-fn dirty_pages(engine: Engine, config: &VmConfig) {
+fn dirty_pages(engine: Subject, config: &VmConfig) {
     let mut machine = Machine::with_config(engine, config, Mode::Long, |a| {
         a.mov(ebx, DATA as u32)?;
         a.mov(dword_ptr(rbx), 1u32)?;
@@ -266,7 +266,7 @@ fn pages_that_the_guest_writes_are_logged() {
 fn pages_that_the_guest_writes_are_in_the_dirty_ring() {
     on_every_engine(|engine| {
         let config = VmConfig { dirty_ring: Some(4096), ..VmConfig::default() };
-        match trapline_vcpu::create_vm(engine, &config) {
+        match engine.create_vm(&config) {
             Ok(_) => dirty_pages(engine, &config),
             Err(e) => eprintln!("skipped on {engine}: {e}"),
         }
@@ -281,7 +281,7 @@ fn full_dirty_ring_loses_nothing() {
     on_native_engines("it lets the ring overflow", |engine| {
         let config = |entries| VmConfig { dirty_ring: Some(entries), ..VmConfig::default() };
         // Processors with page-modification logging need a larger ring, which these pages do not fill.
-        let works = |entries: &u32| trapline_vcpu::create_vm(engine, &config(*entries)).is_ok();
+        let works = |entries: &u32| engine.create_vm(&config(*entries)).is_ok();
         let Some(entries) = [256, 1024].into_iter().find(works) else {
             eprintln!("skipped on {engine}: no dirty ring");
             return;

@@ -166,7 +166,7 @@ fn local_apic_registers_are_refused() {
             a.paddd(xmm0, xmmword_ptr(rbx))?;
             a.done()
         });
-        match (engine, machine.step()) {
+        match (engine.engine, machine.step()) {
             // KVM_INTERNAL_ERROR_EMULATION: the kernel gave up, and what it has is not softcpu's.
             (Engine::Kvm, Exit::InternalError { suberror: 1, .. }) => {}
             (Engine::Soft, exit) => drop(machine.done(exit)),
