@@ -65,7 +65,7 @@ pub fn watch(command: &mut Command, package: &str, limit: Duration, echo: bool) 
 }
 
 /// Waits for a process that has closed its output, but not for ever.
-fn wait(child: &mut std::process::Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
+pub fn wait(child: &mut std::process::Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
     let start = Instant::now();
     loop {
         if let Some(status) = child.try_wait()? {
@@ -108,7 +108,7 @@ fn read_console(
 }
 
 /// User and system time of a process and its threads, ended ones included (`/proc/PID/stat`).
-fn cpu_seconds(pid: u32) -> Option<f64> {
+pub fn cpu_seconds(pid: u32) -> Option<f64> {
     stat_seconds(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
 }
 

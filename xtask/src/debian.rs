@@ -27,6 +27,17 @@ pub fn busybox() -> Result<PathBuf> {
     cached("busybox", || Ok(("busybox-static".into(), vec!["bin", "usr/bin"], "busybox")))
 }
 
+/// SeaBIOS for machines of 256 KiB ROM: the installed one, or else from its package.
+pub fn seabios() -> Result<PathBuf> {
+    const FOLDER: &str = "usr/share/seabios";
+    const FILE: &str = "bios-256k.bin";
+    let installed = Path::new("/").join(FOLDER).join(FILE);
+    if installed.is_file() {
+        return Ok(installed);
+    }
+    cached(FILE, || Ok(("seabios".into(), vec![FOLDER], FILE)))
+}
+
 /// The package that `linux-image-cloud-amd64` depends on.
 fn concrete_kernel() -> Result<String> {
     let mut command = Command::new("apt-cache");

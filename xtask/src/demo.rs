@@ -9,7 +9,8 @@ use clap::Parser;
 
 use crate::console::{self, Run};
 use crate::initramfs::{self, BOOTED};
-use crate::{debian, tools};
+use crate::pc::{Emulator, Pc};
+use crate::{check_guest, debian, disk, tools};
 
 /// Options of the demonstration.
 #[derive(Parser)]
@@ -17,14 +18,18 @@ pub struct Args {
     /// Kernel to boot (bzImage or ELF) instead of Debian's
     #[arg(long, value_name = "PATH")]
     kernel: Option<PathBuf>,
-    /// Give a shell on the guest's console; the machine powers off when it ends
+    /// Boot Debian from a disk instead: SeaBIOS, GRUB, systemd; then check what it says of the machine
+    #[arg(long, conflicts_with = "kernel")]
+    disk: bool,
+    /// Give a shell on the guest's console; the machine powers off when it ends (with --disk: log in as root,
+    /// password "trapline", and say "poweroff")
     #[arg(long)]
     shell: bool,
     /// Guest memory
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     memory: String,
-    /// More options for the microvm example
-    #[arg(last = true, value_name = "MICROVM OPTIONS")]
+    /// More options for the example that runs the guest: microvm, or pc with --disk
+    #[arg(last = true, value_name = "OPTIONS")]
     extra: Vec<String>,
 }
 
@@ -33,6 +38,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 
 /// Prepares the guest, runs it, and passes its exit code on.
 pub fn run(args: &Args) -> Result<ExitCode> {
+    if args.disk {
+        return run_disk(args);
+    }
     let kernel = match &args.kernel {
         Some(path) => debian::given(path)?,
         None => debian::kernel()?,
@@ -61,6 +69,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             "error: the virtual machine ended with {status}, expected an ACPI power-off (exit status 0)"
         );
     }
+    Ok(exit_code(status))
+}
+
+/// Debian from disk. The image stays as it is.
+fn run_disk(args: &Args) -> Result<ExitCode> {
+    let disk = Some((disk::debian()?, true));
+    let pc = Pc { memory: args.memory.clone(), disk, cdrom: None, extra: args.extra.clone() };
+    if !args.shell {
+        check_guest::Guest { emulator: Emulator::Trapline, verbose: true }.disk(&pc)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut command = pc.command(Emulator::Trapline)?;
+    eprintln!("running {}", tools::line(&command));
+    let status = command.status().map_err(|error| tools::missing(&command, "cargo", error))?;
     Ok(exit_code(status))
 }
 

@@ -1,14 +1,19 @@
-//! Developer tasks: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench-guest`, `cargo xtask
-//! conformance`.
+//! Developer tasks: `cargo xtask help` lists them.
 #![forbid(unsafe_code)]
 
 mod bench;
+mod check_guest;
 mod conformance;
 mod console;
 mod cpio;
 mod debian;
 mod demo;
+mod disk;
+mod grub;
 mod initramfs;
+mod pc;
+mod rescue;
+mod session;
 mod table;
 mod test;
 mod tools;
@@ -29,8 +34,12 @@ struct Cli {
 enum Task {
     /// Boot Debian's kernel in a virtual machine and show its console
     Demo(demo::Args),
+    /// Build the Debian disk that `demo --disk` boots, if it is not there, and print where it is
+    Disk,
     /// Run every check: formatting, lints, documentation, tests, and the boot of a Debian kernel
     Test(test::Args),
+    /// Boot Debian from disk, without DMA and from CD, and check what it says of the machine
+    CheckGuest(check_guest::Args),
     /// Measure guest work on Trapline and on QEMU TCG, in CPU seconds of the emulator
     BenchGuest(bench::Args),
     /// Run a public test suite on the soft engine, and on QEMU TCG beside it
@@ -40,7 +49,12 @@ enum Task {
 fn main() -> ExitCode {
     let result = match Cli::parse().task {
         Task::Demo(args) => demo::run(&args),
+        Task::Disk => disk::debian().map(|path| {
+            println!("{}", path.display());
+            ExitCode::SUCCESS
+        }),
         Task::Test(args) => test::run(&args),
+        Task::CheckGuest(args) => check_guest::run(&args),
         Task::BenchGuest(args) => bench::run(&args),
         Task::Conformance(args) => conformance::run(&args),
     };

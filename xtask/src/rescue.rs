@@ -1,0 +1,48 @@
+//! A rescue CD: GRUB by El Torito, and on it Debian's kernel with the initramfs of the demonstration.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::{debian, initramfs, tools};
+
+const GRUB_CFG: &str = include_str!("../guest/rescue.cfg");
+/// GRUB's files for BIOS machines.
+const MODULES: &str = "/usr/lib/grub/i386-pc";
+/// What to install where a program is missing.
+const TOOLS: &str = "grub-common grub-pc-bin xorriso";
+
+/// Where the kernel lies on the CD.
+pub const KERNEL: &str = "boot/vmlinuz";
+
+/// Makes the CD and returns its image in the cache.
+pub fn image() -> Result<PathBuf> {
+    let cache = tools::cache()?;
+    let work = cache.join(format!("rescue-{}", std::process::id()));
+    let target = cache.join("rescue.iso");
+    let result = build(&work)
+        .and_then(|image| fs::rename(image, &target).with_context(|| format!("cannot write {target:?}")));
+    fs::remove_dir_all(&work).ok();
+    result.map(|()| target)
+}
+
+fn build(work: &Path) -> Result<PathBuf> {
+    // grub-mkrescue's own words for a missing module folder or xorriso are many.
+    if !Path::new(MODULES).is_dir() {
+        bail!("{MODULES} is missing; install what builds the CD (Debian: apt-get install {TOOLS})");
+    }
+    tools::output(Command::new("xorriso").arg("-version"), TOOLS)?;
+    let tree = work.join("tree");
+    fs::create_dir_all(tree.join("boot/grub")).with_context(|| format!("cannot create {tree:?}"))?;
+    fs::write(tree.join("boot/grub/grub.cfg"), GRUB_CFG)?;
+    fs::write(tree.join("boot/initrd"), initramfs::demo(false)?)?;
+    fs::copy(debian::kernel()?, tree.join(KERNEL)).context("cannot copy the kernel")?;
+
+    let image = work.join("rescue.iso");
+    let mut command = Command::new("grub-mkrescue");
+    command.args(["-d", MODULES, "--fonts=", "--locales=", "--themes=", "-o"]).arg(&image).arg(&tree);
+    tools::output(command.env("TMPDIR", work), TOOLS)?;
+    Ok(image)
+}
