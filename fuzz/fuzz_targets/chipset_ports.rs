@@ -1,4 +1,5 @@
-//! Any script on the UART, the RTC, the i8042, the ACPI power-management block and the HPET.
+//! Any script on the UART, the RTC, the i8042, the ACPI power-management block, the HPET, the parallel port, the
+//! DMA controllers and the SMBus.
 #![no_main]
 
 use std::sync::Arc;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use trapline_chipset::hpet::LegacyLines;
 use trapline_chipset::{
-    A20Gate, AcpiPm, AcpiPmConfig, Hpet, I8042, Key, MouseButtons, Rtc, SystemEvent, SystemEvents, Uart,
+    A20Gate, AcpiPm, AcpiPmConfig, Dma, Hpet, I8042, Key, MouseButtons, Parallel, Rtc, Smbus, SystemEvent,
+    SystemEvents, Uart,
 };
 use trapline_fuzz::script::{Extent, Step, run};
 
@@ -18,6 +20,9 @@ enum Input {
     I8042(Vec<Step>),
     AcpiPm(Vec<Step>),
     Hpet(Vec<Step>),
+    Parallel(Vec<Step>),
+    Dma(Vec<Step>),
+    Smbus(Vec<Step>),
 }
 
 /// Resets and power-offs that nobody heeds.
@@ -108,4 +113,12 @@ fuzz_target!(|input: Input| match input {
     Input::I8042(steps) => i8042(&steps),
     Input::AcpiPm(steps) => acpi_pm(&steps),
     Input::Hpet(steps) => hpet(&steps),
+    Input::Parallel(steps) => run(
+        &steps,
+        Extent { regions: 1, offsets: 9 },
+        |world| Parallel::new("lpt1", world.line(7), Box::new(std::io::sink())),
+        |_, _| {},
+    ),
+    Input::Dma(steps) => run(&steps, Extent { regions: 4, offsets: 33 }, |_| Dma::new(), |_, _| {}),
+    Input::Smbus(steps) => run(&steps, Extent { regions: 1, offsets: 17 }, |_| Smbus::new(), |_, _| {}),
 });

@@ -36,8 +36,10 @@ use crate::bytewise::{byte_ports, check};
 use crate::stopwatch::{LONGEST, Stopwatch};
 
 mod calendar;
+mod pc;
 
 use calendar::{DAY, Date};
+pub use pc::{BootClass, DiskTranslation};
 
 /// Bytes of CMOS memory, clock registers included.
 pub const CMOS_SIZE: usize = 128;
@@ -166,29 +168,6 @@ impl Rtc {
     pub fn set_cmos(&mut self, index: u8, value: u8) {
         if index > REG_D {
             self.write_register(index, value);
-        }
-    }
-
-    /// Fills in the memory size fields that firmware reads: `below_4g` bytes of RAM from address 0, and
-    /// `above_4g` bytes from 4 GiB. Sizes beyond what a field can say are cut to its largest value.
-    pub fn set_memory_size(&mut self, below_4g: u64, above_4g: u64) {
-        const KIB: u64 = 1 << 10;
-        const MIB: u64 = 1 << 20;
-        let base = below_4g.min(640 * KIB) / KIB;
-        let extended = below_4g.saturating_sub(MIB) / KIB;
-        let above_16m = below_4g.saturating_sub(16 * MIB) / (64 * KIB);
-        let fields = [
-            (0x15, 2, base),
-            (0x17, 2, extended),
-            (0x30, 2, extended),
-            (0x34, 2, above_16m),
-            (0x5b, 3, above_4g / (64 * KIB)),
-        ];
-        for (index, bytes, value) in fields {
-            let value = value.min((1 << (8 * bytes)) - 1);
-            for i in 0..bytes {
-                self.set_cmos(index + i, (value >> (8 * i)) as u8);
-            }
         }
     }
 

@@ -4,6 +4,7 @@ mod acpi_pm;
 mod fw_cfg;
 mod hpet;
 mod i8042;
+mod legacy;
 mod random;
 mod rtc;
 mod small;

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use trapline_chipset::hpet::LegacyLines;
-use trapline_chipset::{A20Gate, AcpiPm, AcpiPmConfig, DebugCon, DebugExit, Hpet, I8042, Key, MouseButtons};
-use trapline_chipset::{Port92, PostCode, ResetControl, Rtc, Uart};
+use trapline_chipset::{
+    A20Gate, AcpiPm, AcpiPmConfig, DebugCon, DebugExit, Dma, Hpet, I8042, Key, MouseButtons,
+};
+use trapline_chipset::{Parallel, Port92, PostCode, ResetControl, Rtc, Smbus, Uart};
 use trapline_device::test::{FakeClock, Recorder};
 use trapline_device::{AccessSize, Clock, Device, IrqLine, Nanos, SaveRestore};
 
@@ -264,8 +266,24 @@ proptest! {
     }
 
     #[test]
+    fn dma((script, cut) in script(3, 32)) {
+        check(&script, cut, |_| Dma::new(), |_, _| {});
+    }
+
+    #[test]
+    fn smbus((script, cut) in script(1, 16)) {
+        check(&script, cut, |_| Smbus::new(), |_, _| {});
+    }
+
+    #[test]
     fn small_ports((script, cut) in script(1, 4)) {
         check(&script, cut, |_| PostCode::new(), |_, _| {});
+        check(
+            &script,
+            cut,
+            |world| Parallel::new("lpt1", world.line(1), Box::new(std::io::sink())),
+            |_, _| {},
+        );
         check(&script, cut, |_| DebugCon::new(Box::new(std::io::sink())), |_, _| {});
         check(&script, cut, |world| DebugExit::new(world.events.clone()), |_, _| {});
         check(&script, cut, |world| ResetControl::new(world.events.clone()), |_, _| {});

@@ -368,6 +368,23 @@ fn memory_sizes() {
 }
 
 #[test]
+fn what_the_firmware_of_a_pc_reads() {
+    use trapline_chipset::rtc::{BootClass, DiskTranslation as To};
+    let mut b = Bench::new();
+    for (count, field) in [(1, 0), (4, 3), (256, 255), (1000, 255)] {
+        b.rtc.set_processors(count);
+        assert_eq!(b.get(0x5f), field);
+    }
+    // CD first, then disk, then network.
+    b.rtc.set_boot_order(&[BootClass::Cdrom, BootClass::Disk, BootClass::Network]);
+    assert_eq!((b.get(0x3d), b.get(0x38)), (0x23, 0x40));
+    b.rtc.set_boot_order(&[BootClass::Floppy]);
+    assert_eq!((b.get(0x3d), b.get(0x38)), (0x01, 0x00));
+    b.rtc.set_disk_translations([To::Lba, To::None, To::Large, To::Lba]);
+    assert_eq!(b.get(0x39), 0b01_10_00_01);
+}
+
+#[test]
 fn reset_spares_what_the_battery_keeps() {
     let mut b = Bench::new();
     b.set(0x40, 0x77);
