@@ -1,16 +1,17 @@
 //! Any script on the UART, the RTC, the i8042, the ACPI power-management block, the HPET, the parallel port, the
-//! DMA controllers and the SMBus.
+//! DMA controllers, the SMBus and flash.
 #![no_main]
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use trapline_chipset::hpet::LegacyLines;
 use trapline_chipset::{
-    A20Gate, AcpiPm, AcpiPmConfig, Dma, Hpet, I8042, Key, MouseButtons, Parallel, Rtc, Smbus, SystemEvent,
-    SystemEvents, Uart,
+    A20Gate, AcpiPm, AcpiPmConfig, Dma, Hpet, I8042, Key, MouseButtons, Parallel, Pflash, Rtc, Smbus,
+    SystemEvent, SystemEvents, Uart, pflash,
 };
+use trapline_device::DmaMemory;
 use trapline_fuzz::script::{Extent, Step, run};
 
 #[derive(arbitrary::Arbitrary, Debug)]
@@ -23,6 +24,7 @@ enum Input {
     Parallel(Vec<Step>),
     Dma(Vec<Step>),
     Smbus(Vec<Step>),
+    Pflash(Vec<Step>),
 }
 
 /// Resets and power-offs that nobody heeds.
@@ -107,6 +109,49 @@ fn hpet(steps: &[Step]) {
     );
 }
 
+/// The cells of a flash chip.
+struct Cells(Mutex<[u8; 2 * pflash::BLOCK as usize]>);
+
+impl DmaMemory for Cells {
+    fn read(&self, address: u64, data: &mut [u8]) -> bool {
+        let cells = self.0.lock().expect("no panic before");
+        let part = cells.get(address as usize..).and_then(|rest| rest.get(..data.len()));
+        part.map(|part| data.copy_from_slice(part)).is_some()
+    }
+
+    fn write(&self, address: u64, data: &[u8]) -> bool {
+        let mut cells = self.0.lock().expect("no panic before");
+        let part = cells.get_mut(address as usize..).and_then(|rest| rest.get_mut(..data.len()));
+        part.map(|part| part.copy_from_slice(data)).is_some()
+    }
+}
+
+/// A board that shows what the chip says.
+struct View;
+
+impl pflash::FlashView for View {
+    fn set_array(&self, _: bool) {}
+}
+
+fn pflash(steps: &[Step]) {
+    let cells = Arc::new(Cells(Mutex::new([0xff; 2 * pflash::BLOCK as usize])));
+    run(
+        steps,
+        Extent { regions: 1, offsets: 2 * pflash::BLOCK + 4 },
+        |_| {
+            Pflash::new(pflash::PflashConfig {
+                name: "vars",
+                cells: cells.clone(),
+                size: 2 * pflash::BLOCK,
+                writable: true,
+                view: Arc::new(View),
+                store: None,
+            })
+        },
+        |flash, _| flash.flush().expect("there is no store"),
+    );
+}
+
 fuzz_target!(|input: Input| match input {
     Input::Uart(steps) => uart(&steps),
     Input::Rtc(steps) => rtc(&steps),
@@ -120,5 +165,6 @@ fuzz_target!(|input: Input| match input {
         |_, _| {},
     ),
     Input::Dma(steps) => run(&steps, Extent { regions: 4, offsets: 33 }, |_| Dma::new(), |_, _| {}),
+    Input::Pflash(steps) => pflash(&steps),
     Input::Smbus(steps) => run(&steps, Extent { regions: 1, offsets: 17 }, |_| Smbus::new(), |_, _| {}),
 });

@@ -16,6 +16,7 @@
 //! | [`FwCfg`] | QEMU's firmware configuration: selector, data and DMA ports | 0x510, 0x514 |
 //! | [`Hpet`] | high precision event timer, three comparators | 0xfed0_0000 in memory |
 //! | [`PcTestdev`] | QEMU's pc-testdev: latches and interrupt lines for test guests | 0xe0, 0xe4, 0xe8, 0x2000 |
+//! | [`Pflash`] | parallel NOR flash with the Intel command set | below 4 GiB in memory |
 //! | [`Dma`] | registers of two 8237A DMA controllers | 0x00, 0xc0, 0x81 |
 //! | [`PostCode`] | power-on self-test code latch | 0x80 |
 //!
@@ -65,6 +66,7 @@ pub mod hpet;
 pub mod i8042;
 pub mod parallel;
 pub mod pc_testdev;
+pub mod pflash;
 pub mod port92;
 pub mod post;
 pub mod reset_control;
@@ -82,6 +84,7 @@ pub use hpet::Hpet;
 pub use i8042::{I8042, Key, MouseButtons};
 pub use parallel::Parallel;
 pub use pc_testdev::PcTestdev;
+pub use pflash::Pflash;
 pub use port92::Port92;
 pub use post::PostCode;
 pub use reset_control::ResetControl;

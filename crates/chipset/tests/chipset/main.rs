@@ -5,6 +5,7 @@ mod fw_cfg;
 mod hpet;
 mod i8042;
 mod legacy;
+mod pflash;
 mod random;
 mod rtc;
 mod small;
