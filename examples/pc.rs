@@ -32,6 +32,9 @@ struct Cli {
     /// Where the firmware's debug console (port 0x402) goes
     #[arg(long, value_name = "FILE")]
     debug_console: Option<PathBuf>,
+    /// Where the parallel port's printer writes
+    #[arg(long, value_name = "FILE")]
+    parallel: Option<PathBuf>,
     #[command(flatten)]
     machine: MachineOptions,
 }
@@ -48,6 +51,9 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
     };
     if let Some(path) = cli.debug_console {
         config.debug_console = Some(Box::new(std::fs::File::create(path)?));
+    }
+    if let Some(path) = cli.parallel {
+        config.printer = Some(Box::new(std::fs::File::create(path)?));
     }
     let mut machine = Pc::new(config)?;
     machine.remote().quit_on_signals()?;

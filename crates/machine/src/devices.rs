@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use trapline_boot::RamRange;
 use trapline_chipset::{
     A20Gate, AcpiPm, AcpiPmConfig, DebugExit, FwCfg, I8042, Port92, PostCode, ResetControl, Rtc,
-    SystemEvents, Uart, fw_cfg, i8042,
+    SystemEvents, Uart, fw_cfg, hpet::LegacyLines, i8042,
 };
 use trapline_device::bus::{MmioBusBuilder, PioBusBuilder, SharedDevice};
 use trapline_device::{AccessSize, IrqLine, IrqSink, PortIo};
@@ -17,6 +17,7 @@ use crate::Result;
 use crate::chassis::{Core, lock};
 use crate::console::Flusher;
 use crate::irq::IsaLines;
+use crate::pc::legacy::Legacy;
 use crate::testdev::Testdev;
 use crate::timers::Timed;
 
@@ -47,6 +48,10 @@ pub(crate) struct Devices {
     pub(crate) console: Arc<Mutex<Flusher>>,
     pub(crate) testdev: Option<Testdev>,
     pub(crate) fw_cfg: Option<Arc<Mutex<FwCfg>>>,
+    /// Interrupts 0 and 8, which an HPET can take over.
+    pub(crate) legacy_lines: Arc<LegacyLines>,
+    /// What only a PC has.
+    pub(crate) legacy: Option<Legacy>,
 }
 
 /// A device that is on a bus and known by its kind.
@@ -68,11 +73,12 @@ impl Devices {
         let irq = |pin| IrqLine::new(lines.clone(), pin);
         let events: Arc<dyn SystemEvents> = control.clone();
         let a20 = Arc::new(A20Gate::new(events.clone()));
+        let legacy_lines = LegacyLines::new(irq(IRQ_TIMER), irq(IRQ_RTC));
         let pm = AcpiPm::new(pm, irq(IRQ_SCI), clock.clone(), events.clone());
         let output = Box::new(core.console.clone());
         Self {
-            pit: Timed::new(Pit::new(clock.clone(), irq(IRQ_TIMER)), touched),
-            rtc: Timed::new(Rtc::new(irq(IRQ_RTC), clock.clone(), core.today), touched),
+            pit: Timed::new(Pit::new(clock.clone(), legacy_lines.line(0)), touched),
+            rtc: Timed::new(Rtc::new(legacy_lines.line(1), clock.clone(), core.today), touched),
             pm: Timed::new(pm, touched),
             uart: shared(Uart::new("serial0", irq(IRQ_COM1), output)),
             i8042: shared(I8042::new(irq(IRQ_KEYBOARD), irq(IRQ_MOUSE), a20.clone(), events.clone())),
@@ -83,6 +89,8 @@ impl Devices {
             console: shared(core.console.flusher()),
             testdev: None,
             fw_cfg: None,
+            legacy_lines,
+            legacy: None,
             pic,
             ioapic,
         }
@@ -110,7 +118,10 @@ impl Devices {
 
     /// The devices that time drives.
     pub(crate) fn timed(&self) -> Vec<SharedDevice> {
-        vec![self.pit.clone(), self.rtc.clone(), self.pm.clone(), self.console.clone()]
+        let mut timed: Vec<SharedDevice> =
+            vec![self.pit.clone(), self.rtc.clone(), self.pm.clone(), self.console.clone()];
+        timed.extend(self.legacy.as_ref().map(Legacy::timed));
+        timed
     }
 
     /// Puts the devices on the buses: all but power management and reset control, which boards have in

@@ -13,6 +13,7 @@ use trapline_vcpu::VcpuState;
 
 use crate::chassis::{Chassis, lock};
 use crate::devices::Devices;
+use crate::pc::legacy::{Legacy, LegacyStates};
 use crate::{Error, Result};
 
 /// Saved state of a device.
@@ -44,6 +45,7 @@ struct DeviceStates {
     post: State<PostCode>,
     testdev: Option<State<PcTestdev>>,
     fw_cfg: Option<State<FwCfg>>,
+    legacy: Option<LegacyStates>,
 }
 
 impl Devices {
@@ -64,6 +66,8 @@ impl Devices {
             console: _,
             testdev,
             fw_cfg,
+            legacy_lines: _, // its owners drive it again
+            legacy,
         } = self;
         DeviceStates {
             pic: pic.save(),
@@ -79,6 +83,7 @@ impl Devices {
             post: lock(post).save(),
             testdev: testdev.as_ref().map(|testdev| lock(&testdev.dev).save()),
             fw_cfg: fw_cfg.as_ref().map(|fw_cfg| lock(fw_cfg).save()),
+            legacy: legacy.as_ref().map(Legacy::save),
         }
     }
 
@@ -97,6 +102,7 @@ impl Devices {
             post,
             testdev,
             fw_cfg,
+            legacy,
         } = states;
         lock(&self.pit).restore(pit)?;
         lock(&self.rtc).restore(rtc)?;
@@ -116,6 +122,11 @@ impl Devices {
             (Some(here), Some(fw_cfg)) => lock(here).restore(fw_cfg)?,
             (None, None) => {}
             _ => return Err(Error::OtherDevices("fw_cfg")),
+        }
+        match (&self.legacy, legacy) {
+            (Some(here), Some(legacy)) => here.restore(legacy)?,
+            (None, None) => {}
+            _ => return Err(Error::OtherDevices("hpet")),
         }
         // Last, so that lines which the others drove meanwhile leave no trace.
         self.ioapic.restore(ioapic)?;

@@ -5,15 +5,18 @@
 //! | i440FX host bridge | 00:00.0 8086:1237 | 0xcf8, 0xcfc | |
 //! | PIIX3 ISA bridge | 00:01.0 8086:7000 | | PIRQ A to D to the ISA interrupts that firmware chooses |
 //! | PIIX3 IDE | 00:01.1 8086:7010 | 0x1f0, 0x3f6, 0x170, 0x376, BAR 4 | IRQ 14, IRQ 15 |
-//! | PIIX4 power management | 00:01.3 8086:7113 | events, control, timer at PMBASE | IRQ 9 (SCI) |
+//! | PIIX4 power management | 00:01.3 8086:7113 | events, control, timer at PMBASE; SMBus without devices | IRQ 9 (SCI) |
 //! | GPE0, SMI command | | 0xafe0, 0xb2 | |
 //! | 8259A pair, ELCR | | 0x20, 0xa0, 0x4d0 | INTR to LINT0 of vCPU 0 |
 //! | IOAPIC, 24 pins | | 0xfec0_0000 | by message |
 //! | 8254 and port 0x61 | | 0x40, 0x61 | IRQ 0 (IOAPIC pin 2) |
+//! | HPET | | 0xfed0_0000 | IRQ 0, IRQ 8; IOAPIC pins 16 to 23 |
+//! | 8237A pair, registers only | | 0x00, 0xc0, 0x81 | |
 //! | keyboard controller | | 0x60, 0x64 | IRQ 1, IRQ 12 |
 //! | real-time clock with CMOS memory | | 0x70 | IRQ 8 |
 //! | POST code, system control port A | | 0x80, 0x92 | |
 //! | 16550A, COM1 | | 0x3f8 | IRQ 4 |
+//! | parallel port, LPT1 | | 0x378 | IRQ 7 |
 //! | debug console | | 0x402 | |
 //! | exit port of test guests | | 0x501 | |
 //! | fw_cfg | | 0x510, 0x514 | |
@@ -30,13 +33,13 @@
 //! # What is not there
 //!
 //! System management mode: the power management function says, as QEMU's does without SMM, that it is set up
-//! already. DMA controllers, floppy and super-I/O: their ports, like all that nobody claims, read all-ones
-//! and ignore writes. Address line 20 always works.
+//! already. Floppy and super-I/O: their ports, like all that nobody claims, read all-ones and ignore writes. Address line 20 always works.
 
 mod access;
 mod address_map;
 mod drives;
 mod host;
+pub(crate) mod legacy;
 mod tables;
 
 use std::fmt;
@@ -71,6 +74,7 @@ use crate::{Error, Result};
 use address_map::AddressMap;
 use drives::Drives;
 use host::Host;
+use legacy::Legacy;
 
 /// Subsystem vendor and number of the chipset's functions: firmware knows a virtual machine by it.
 const SUBSYSTEM: (u16, u16) = (0x1af4, 0x1100);
@@ -134,6 +138,8 @@ pub struct PcConfig {
     pub boot: Vec<BootDevice>,
     /// Takes what firmware writes to its debug console; dropped otherwise.
     pub debug_console: Option<Box<dyn Write + Send>>,
+    /// Takes what the guest prints on its parallel port; dropped otherwise.
+    pub printer: Option<Box<dyn Write + Send>>,
 }
 
 impl PcConfig {
@@ -145,13 +151,14 @@ impl PcConfig {
             drives: Vec::new(),
             boot: vec![BootDevice::Disk, BootDevice::Cdrom],
             debug_console: None,
+            printer: None,
         }
     }
 }
 
 impl fmt::Debug for PcConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { machine, firmware, drives, boot, debug_console: _ } = self;
+        let Self { machine, firmware, drives, boot, debug_console: _, printer: _ } = self;
         f.debug_struct("PcConfig")
             .field("machine", machine)
             .field("firmware", firmware)
@@ -176,7 +183,7 @@ impl Pc {
     /// # Errors
     /// When the engine cannot be used, the memory cannot be had, or something is wrong with the files.
     pub fn new(config: PcConfig) -> Result<Self> {
-        let PcConfig { machine, firmware, drives, boot, debug_console } = config;
+        let PcConfig { machine, firmware, drives, boot, debug_console, printer } = config;
         let (memory, cpus, testdev) = (machine.memory, machine.cpus, machine.testdev);
         let mut ram = make_ram(&machine, &RamConfig::new(memory))?;
         let ranges: Vec<_> =
@@ -202,11 +209,14 @@ impl Pc {
         if testdev {
             devices.testdev = Some(Testdev::new(lines.clone()));
         }
+        let printer = printer.unwrap_or_else(|| Box::new(std::io::sink()));
+        devices.legacy = Some(Legacy::new(&core, &devices, printer));
         devices.set_memory_size(&ranges);
         tables::set_cmos(&devices, &drives, &boot, cpus);
         let mut fw_cfg = FwCfg::with_dma(dma.clone());
         fw_cfg.add_pc(&tables::pc_items(cpus, memory, &ranges, &drives, &boot))?;
         tables::add_acpi(&mut fw_cfg, &tables::acpi_config(cpus, &ranges))?;
+        tables::add_smbios(&mut fw_cfg, &tables::smbios_config(cpus, &ranges))?;
         devices.fw_cfg = Some(shared(fw_cfg));
 
         let ide = shared(PiixIde::new(IdeConfig {
@@ -320,6 +330,9 @@ fn pci_root(
     ] {
         root.redirect((BusId::ROOT, pm_at), region, devices.pm.clone(), index)?;
     }
+    if let Some(legacy) = &devices.legacy {
+        root.redirect((BusId::ROOT, pm_at), piix::SMBUS, legacy.smbus.clone(), 0)?;
+    }
     Ok(root)
 }
 
@@ -337,7 +350,11 @@ fn wire(
     ports.register(SMI_CMD, 2, devices.pm.clone(), acpi_pm::SMI_CMD, "smi-command")?;
     let output = debug_console.unwrap_or_else(|| Box::new(std::io::sink()));
     ports.register(DEBUG_CONSOLE, 1, shared(DebugCon::new(output)), 0, "debug-console")?;
+    if let Some(legacy) = &devices.legacy {
+        legacy.wire(layout)?;
+    }
     if let Some(fw_cfg) = &devices.fw_cfg {
+        let ports = &mut layout.pio;
         ports.register(FW_CFG_DMA, 8, fw_cfg.clone(), fw_cfg::DMA, "fw-cfg-dma")?;
     }
     Ok(())

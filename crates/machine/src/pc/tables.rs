@@ -2,9 +2,12 @@
 
 use trapline_boot::RamRange;
 use trapline_boot::acpi::{self, AcpiConfig};
+use trapline_boot::smbios::{self, SmbiosConfig};
 use trapline_chipset::fw_cfg::{BootDevice as FwBootDevice, E820Entry, E820Kind, FwCfg, PcItems};
+use trapline_chipset::rtc::{BootClass, DiskTranslation};
 
-use super::drives::{DRIVES, Drives};
+use super::drives::Drives;
+use super::legacy::{HPET, LPT1};
 use super::{BootDevice, FW_CFG, GPE0, IDE_FUNCTION, PM_TIMER, PM1A_CONTROL, PM1A_EVENT, SLP_TYP_S5, SOUTH};
 use crate::Result;
 use crate::chassis::lock;
@@ -38,6 +41,8 @@ pub(crate) fn acpi_config(cpus: u32, ram: &[RamRange]) -> AcpiConfig {
         i8042: true,
         rtc: Some(0x32),
         serial: vec![(COM1, IRQ_COM1 as u8)],
+        parallel: vec![LPT1],
+        hpet: Some(HPET),
         pci: Some(acpi::PciRoot {
             last_bus: 0xff,
             windows: vec![(pci_memory_start(ram), PCI_MEMORY_END)],
@@ -66,25 +71,41 @@ pub(crate) fn add_acpi(fw_cfg: &mut FwCfg, config: &AcpiConfig) -> Result<()> {
     Ok(())
 }
 
+/// What `dmidecode` shows.
+pub(crate) fn smbios_config(cpus: u32, ram: &[RamRange]) -> SmbiosConfig {
+    let mut config = SmbiosConfig { ram: ram.to_vec(), ..SmbiosConfig::default() };
+    config.processors.sockets = cpus as u16; // at most MAX_CPUS
+    config
+}
+
+/// The SMBIOS tables for the firmware to put in place.
+pub(crate) fn add_smbios(fw_cfg: &mut FwCfg, config: &SmbiosConfig) -> Result<()> {
+    let smbios::FirmwareSmbios { anchor, tables } = smbios::firmware(config)?;
+    fw_cfg.add_file(smbios::ANCHOR_FILE, anchor)?;
+    fw_cfg.add_file(smbios::TABLES_FILE, tables)?;
+    Ok(())
+}
+
 /// Fills in what firmware looks for in CMOS memory, beside the size of RAM.
 pub(crate) fn set_cmos(devices: &Devices, drives: &Drives, boot: &[BootDevice], cpus: u32) {
     /// Equipment: mathematics coprocessor, PS/2 pointing device.
     const EQUIPMENT: u8 = 0x06;
-    let code = |at: usize| match boot.get(at) {
-        Some(BootDevice::Disk) => 2,
-        Some(BootDevice::Cdrom) => 3,
-        None => 0,
-    };
-    let translation = (0..DRIVES).fold(0, |all, at| {
+    let order: Vec<BootClass> = boot
+        .iter()
+        .map(|kind| match kind {
+            BootDevice::Disk => BootClass::Disk,
+            BootDevice::Cdrom => BootClass::Cdrom,
+        })
+        .collect();
+    let translations = std::array::from_fn(|at| {
         let large = drives.disk(at).is_some_and(|disk| disk.size() > LARGEST_UNTRANSLATED);
-        all | u8::from(large) << (2 * at)
+        if large { DiskTranslation::Lba } else { DiskTranslation::None }
     });
     let mut rtc = lock(&devices.rtc);
     rtc.set_cmos(0x14, EQUIPMENT);
-    rtc.set_cmos(0x38, code(2) << 4 | 1); // and: do not look for a boot signature on a floppy disk
-    rtc.set_cmos(0x39, translation);
-    rtc.set_cmos(0x3d, code(1) << 4 | code(0));
-    rtc.set_cmos(0x5f, (cpus - 1).min(u8::MAX.into()) as u8);
+    rtc.set_boot_order(&order);
+    rtc.set_disk_translations(translations);
+    rtc.set_processors(cpus);
 }
 
 /// What firmware learns of the machine.

@@ -9,6 +9,10 @@ use crate::harness::*;
 
 /// A machine whose firmware is a pattern: each byte of the last 128 KiB tells its place.
 fn board() -> Pc {
+    board_with(|_| ())
+}
+
+fn board_with(change: impl FnOnce(&mut PcConfig)) -> Pc {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("rom");
     let pattern: Vec<u8> = (0..0x4_0000_u32).map(|at| (at >> 12) as u8).collect();
@@ -16,6 +20,7 @@ fn board() -> Pc {
     let mut config = PcConfig::new(Firmware { image });
     config.machine =
         MachineConfig { memory: 16 * MIB, accel: Accel::Soft, serial: Serial::Null, ..Default::default() };
+    change(&mut config);
     Pc::new(config).unwrap()
 }
 
@@ -90,11 +95,67 @@ fn power_management_is_where_the_piix4_says() {
 }
 
 #[test]
+fn the_hpet_counts_and_takes_interrupt_0_over() {
+    const HPET: u64 = 0xfed0_0000;
+    let mut pc = board();
+    let mut access = pc.access();
+    assert_eq!(access.memory_read(HPET, Dword), 0x8086_a201);
+    // Lines 16 to 23 of the I/O APIC.
+    assert_eq!(access.memory_read(HPET + 0x104, Dword), 0x00ff_0000);
+    access.memory_write(HPET + 0x100, Qword, 1 << 2).unwrap(); // timer 0: enabled, edge
+    access.memory_write(HPET + 0x108, Qword, 1000).unwrap();
+    assert_eq!(access.port_read(0x20, Byte) & 1, 0); // IRR of the first 8259A
+    access.memory_write(HPET + 0x10, Qword, 3).unwrap(); // run, legacy replacement
+    while access.memory_read(HPET + 0xf0, Qword) < 1000 {}
+    access.poll();
+    assert_eq!(access.port_read(0x20, Byte) & 1, 1);
+}
+
+#[test]
+fn the_smbus_is_where_the_piix4_says_and_empty() {
+    let mut pc = board();
+    let mut access = pc.access();
+    assert_eq!(access.port_read(0x700, Byte), 0xff);
+    config_write(&mut access, PIIX3 | 3, 0x91, 0x07); // SMBBA 0x700
+    config_write(&mut access, PIIX3 | 3, 0xd2, 0x01);
+    assert_eq!(access.port_read(0x700, Byte), 0);
+    access.port_write(0x704, Byte, 0xa1).unwrap();
+    access.port_write(0x702, Byte, 0x48).unwrap();
+    assert_eq!(access.port_read(0x700, Byte), 4); // nobody acknowledges
+}
+
+#[test]
+fn the_parallel_port_prints() {
+    let paper = Output::default();
+    let printer = Box::new(paper.clone());
+    let mut pc = board_with(|config| config.printer = Some(printer));
+    let mut access = pc.access();
+    for byte in *b"hello, world\n" {
+        access.port_write(0x378, Byte, byte.into()).unwrap();
+        access.port_write(0x37a, Byte, 0x0d).unwrap();
+        access.port_write(0x37a, Byte, 0x0c).unwrap();
+    }
+    assert_eq!(paper.text(), "hello, world\n");
+}
+
+#[test]
+fn dma_controllers_have_registers_and_nothing_more() {
+    let mut pc = board();
+    let mut access = pc.access();
+    for port in [0x00, 0xc4, 0x81, 0x8f] {
+        access.port_write(port, Byte, 0x5a).unwrap();
+    }
+    access.port_write(0x0c, Byte, 0).unwrap();
+    access.port_write(0xd8, Byte, 0).unwrap();
+    assert_eq!([0x00, 0xc4, 0x81, 0x8f].map(|port| access.port_read(port, Byte)), [0x5a; 4]);
+}
+
+#[test]
 fn what_a_pc_need_not_have_reads_all_ones() {
     let mut pc = board();
     let mut access = pc.access();
-    // DMA controllers and their page registers, floppy, super-I/O, COM2, COM3, COM4.
-    for port in [0x00, 0x0f, 0x81, 0x8f, 0xc0, 0xdf, 0x3f0, 0x3f5, 0x2e, 0x4e, 0x2f8, 0x3e8, 0x2e8] {
+    // Floppy, super-I/O, COM2, COM3, COM4.
+    for port in [0x3f0, 0x3f5, 0x2e, 0x4e, 0x2f8, 0x3e8, 0x2e8] {
         access.port_write(port, Byte, 0x55).unwrap();
         assert_eq!(access.port_read(port, Byte), 0xff, "{port:#x}");
     }
