@@ -38,6 +38,7 @@ mod accel;
 pub mod cpuid;
 mod error;
 mod exit;
+mod fpu;
 mod gate;
 mod icount;
 mod kvm;

@@ -8,6 +8,10 @@ use crate::{Error, Result, Vcpu};
 /// IA32_TSC_DEADLINE: arms the local APIC's timer, so it goes last.
 const TSC_DEADLINE: u32 = 0x6e0;
 
+/// Registers that say what the host or its engine is, and no guest can change: IA32_BIOS_SIGN_ID,
+/// MSR_PLATFORM_INFO, IA32_ARCH_CAPABILITIES, IA32_PERF_CAPABILITIES, and whether KVM polls before it halts.
+const OF_THE_HOST: [u32; 5] = [0x8b, 0xce, 0x10a, 0x345, 0x4b56_4d05];
+
 /// Everything that a vCPU is made of, in KVM's structures, whichever the engine: it restores on either.
 ///
 /// Not in it: guest memory, an exit that is not finished ([`Vcpu::complete`] first), and which debug
@@ -67,7 +71,9 @@ impl VcpuState {
         })
     }
 
-    /// Puts the state into a vCPU of the same number that has not run yet.
+    /// Puts the state into a vCPU of the same number that has not run yet. On another engine, the guest must
+    /// not have been shown more than that one has (see [`VmConfig::cpu`](crate::VmConfig::cpu)), and the
+    /// time-stamp counter must have a frequency that it can run at ([`Vcpu::set_tsc_khz`]).
     ///
     /// # Errors
     /// When the engine refuses a part of it; the vCPU is of no use then.
@@ -88,8 +94,28 @@ impl VcpuState {
         if let Some(lapic) = &self.lapic {
             vcpu.set_lapic(lapic)?;
         }
-        vcpu.set_msrs(&self.msrs)?;
+        restore_msrs(&self.msrs, vcpu)?;
         vcpu.set_mp_state(self.mp_state)?;
         vcpu.set_events(&self.events)
+    }
+}
+
+/// Writes the registers that the vCPU has. One that it does not have, as on another engine, must be zero, or
+/// not the guest's.
+fn restore_msrs(msrs: &[kvm_msr_entry], vcpu: &mut dyn Vcpu) -> Result<()> {
+    let mut left = msrs;
+    loop {
+        let index = match vcpu.set_msrs(left) {
+            Err(Error::Msr { index }) => index,
+            done => return done,
+        };
+        let at = left.iter().position(|msr| msr.index == index);
+        let rest = at.and_then(|at| left.get(at..)).and_then(<[_]>::split_first);
+        let (refused, behind) = rest.ok_or(Error::Msr { index })?;
+        let there = vcpu.msrs(&[index])?.first().map_or(0, |msr| msr.data);
+        if refused.data != there && !OF_THE_HOST.contains(&index) {
+            return Err(Error::Msr { index });
+        }
+        left = behind;
     }
 }

@@ -10,6 +10,7 @@ use super::kick::KickState;
 use super::run::Pending;
 use super::sys::{self, RunPage};
 use super::vm::Inner;
+use crate::fpu;
 use crate::{Answer, Engine, Entry, Error, Exit, ExitStats, Kicker, Result, Vcpu};
 
 /// The middle of the vendor's name, in CPUID.0:EDX.
@@ -250,11 +251,13 @@ impl Vcpu for KvmVcpu {
     }
 
     fn fpu(&self) -> Result<kvm_fpu> {
-        self.fd.get_fpu().map_err(Error::os("KVM_GET_FPU"))
+        Ok(fpu::from_xsave(&self.xsave()?))
     }
 
     fn set_fpu(&mut self, fpu: &kvm_fpu) -> Result<()> {
-        self.fd.set_fpu(fpu).map_err(Error::os("KVM_SET_FPU"))
+        let mut xsave = self.xsave()?;
+        fpu::to_xsave(fpu, &mut xsave);
+        self.set_xsave(&xsave)
     }
 
     fn xsave(&self) -> Result<kvm_xsave> {

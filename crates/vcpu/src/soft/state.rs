@@ -182,47 +182,6 @@ impl SoftVcpu {
         Ok(())
     }
 
-    pub(super) fn floating(&self) -> kvm_fpu {
-        let image = self.root.cpu.fxsave_image();
-        let word = |at: usize| u16::from_le_bytes([image[at], image[at + 1]]);
-        let quad = |at: usize| (0..8).fold(0, |v, i| v | u64::from(image[at + i]) << (8 * i));
-        let mut fpu = kvm_fpu {
-            fcw: word(0),
-            fsw: word(2),
-            ftwx: image[4],
-            last_opcode: word(6),
-            last_ip: quad(8),
-            last_dp: quad(16),
-            mxcsr: self.root.cpu.mxcsr.value(),
-            ..Default::default()
-        };
-        for (to, from) in fpu.fpr.iter_mut().zip(image[32..160].chunks_exact(16)) {
-            to.copy_from_slice(from);
-        }
-        for (to, from) in fpu.xmm.iter_mut().zip(image[160..416].chunks_exact(16)) {
-            to.copy_from_slice(from);
-        }
-        fpu
-    }
-
-    pub(super) fn set_floating(&mut self, fpu: &kvm_fpu) -> Result<()> {
-        let mut image = [0; 512];
-        image[0..2].copy_from_slice(&fpu.fcw.to_le_bytes());
-        image[2..4].copy_from_slice(&fpu.fsw.to_le_bytes());
-        image[4] = fpu.ftwx;
-        image[6..8].copy_from_slice(&fpu.last_opcode.to_le_bytes());
-        image[8..16].copy_from_slice(&fpu.last_ip.to_le_bytes());
-        image[16..24].copy_from_slice(&fpu.last_dp.to_le_bytes());
-        image[24..28].copy_from_slice(&fpu.mxcsr.to_le_bytes());
-        for (to, from) in image[32..160].chunks_exact_mut(16).zip(&fpu.fpr) {
-            to.copy_from_slice(from);
-        }
-        for (to, from) in image[160..416].chunks_exact_mut(16).zip(&fpu.xmm) {
-            to.copy_from_slice(from);
-        }
-        self.root.cpu.load_fxsave_image(&image).map_err(bad_image)
-    }
-
     pub(super) fn xsave_area(&self) -> kvm_xsave {
         let mut area = kvm_xsave::default();
         let image = self.root.cpu.xsave_image();

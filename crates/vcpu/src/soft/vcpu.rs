@@ -14,6 +14,7 @@ use super::paging::Shadowing;
 use super::run::Wanted;
 use super::setup::Root;
 use super::vm::Machine;
+use crate::fpu;
 use crate::{Answer, Engine, Entry, Error, Exit, ExitStats, Kicker, Result, Vcpu};
 
 /// What the last exit left to do.
@@ -283,11 +284,13 @@ impl Vcpu for SoftVcpu {
     }
 
     fn fpu(&self) -> Result<kvm_fpu> {
-        Ok(self.floating())
+        Ok(fpu::from_xsave(&self.xsave_area()))
     }
 
     fn set_fpu(&mut self, fpu: &kvm_fpu) -> Result<()> {
-        self.set_floating(fpu)
+        let mut xsave = self.xsave_area();
+        fpu::to_xsave(fpu, &mut xsave);
+        self.set_xsave_area(&xsave)
     }
 
     fn xsave(&self) -> Result<kvm_xsave> {

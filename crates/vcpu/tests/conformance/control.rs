@@ -200,6 +200,32 @@ fn single_steps_stop_behind_each_instruction() {
 }
 
 #[test]
+fn fpu_registers_are_set_and_read_as_a_whole() {
+    on_every_engine(|engine| {
+        let mut machine = Machine::new(engine, Mode::Long, |a| {
+            a.stmxcsr(dword_ptr(DATA))?;
+            a.fnstcw(word_ptr(DATA + 4))?;
+            a.movdqu(xmmword_ptr(DATA + 16), xmm7)?;
+            a.fstp(tbyte_ptr(DATA + 32))?;
+            a.ldmxcsr(dword_ptr(DATA + 8))?;
+            a.done()
+        });
+        machine.write(DATA + 8, &0x1fa0u32.to_le_bytes());
+        let mut fpu = machine.vcpu.fpu().unwrap();
+        (fpu.mxcsr, fpu.fcw, fpu.fsw, fpu.ftwx) = (0x7f80, 0x27f, 7 << 11, 0x80);
+        fpu.xmm[7] = [0x5a; 16];
+        fpu.fpr[0][..10].copy_from_slice(&[0, 0, 0, 0, 0, 0, 0, 0xc0, 0, 0x40]);
+        machine.vcpu.set_fpu(&fpu).unwrap();
+        assert_eq!(machine.vcpu.fpu().unwrap(), fpu);
+        machine.finish();
+        assert_eq!((machine.read_u32(DATA), machine.read::<2>(DATA + 4)), (0x7f80, [0x7f, 2]));
+        assert_eq!(machine.read::<16>(DATA + 16), [0x5a; 16]);
+        assert_eq!(machine.read::<10>(DATA + 32), [0, 0, 0, 0, 0, 0, 0, 0xc0, 0, 0x40], "3.0");
+        assert_eq!(machine.vcpu.fpu().unwrap().mxcsr, 0x1fa0);
+    });
+}
+
+#[test]
 fn translation_follows_the_page_tables() {
     on_every_engine(|engine| {
         let machine = Machine::new(engine, Mode::Long, |a| a.done());

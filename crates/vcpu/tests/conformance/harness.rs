@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use iced_x86::code_asm::*;
 use iced_x86::{BlockEncoderOptions, IcedError};
-use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
+use kvm_bindings::{KVM_MP_STATE_RUNNABLE, kvm_mp_state, kvm_regs, kvm_segment, kvm_sregs};
 use trapline_memory::{GuestRam, RamConfig};
 use trapline_vcpu::{
     Accel, Answer, Engine, Entry, Error, Exit, Paging, Vcpu, Vm, VmConfig, choose, cpuid, create_vm,
@@ -19,6 +19,8 @@ pub const PML4: u64 = 0x3000;
 const PDPT: u64 = 0x4000;
 /// The stack grows down from the code.
 pub const CODE: u64 = 0x7000;
+/// The second processor's code; its stack grows down from there.
+pub const SECOND: u64 = 0xa000;
 /// Four page directories of 2 MiB pages: 4 GiB, identity-mapped.
 pub const PD: u64 = 0x1_0000;
 /// Free for tests, up to the end of RAM.
@@ -40,13 +42,13 @@ pub struct Subject {
     paging: Paging,
 }
 
-const SUBJECTS: &[Subject] = &[
-    Subject { engine: Engine::Kvm, paging: Paging::Ept },
-    Subject { engine: Engine::Soft, paging: Paging::Ept },
-    Subject { engine: Engine::Soft, paging: Paging::Shadow },
-];
+const SUBJECTS: &[Subject] = &[Subject::KVM, Subject::SOFT, Subject::SHADOW];
 
 impl Subject {
+    pub const KVM: Self = Self { engine: Engine::Kvm, paging: Paging::Ept };
+    pub const SOFT: Self = Self { engine: Engine::Soft, paging: Paging::Ept };
+    pub const SHADOW: Self = Self { engine: Engine::Soft, paging: Paging::Shadow };
+
     pub fn create_vm(self, config: &VmConfig) -> Result<Arc<dyn Vm>, Error> {
         create_vm(self.engine, &VmConfig { paging: self.paging, ..config.clone() })
     }
@@ -210,6 +212,10 @@ impl Machine {
         for page in 0..2048 {
             self.write_u64(PD + 8 * page, page << 21 | 0x87);
         }
+        self.write_gates(mode, handlers);
+    }
+
+    fn write_gates(&self, mode: Mode, handlers: &[(u8, u64)]) {
         for &(vector, at) in handlers {
             let low = at & 0xffff | 0x8e00 << 32 | (at & 0xffff_0000) << 32;
             match mode {
@@ -272,6 +278,17 @@ impl Machine {
         self.vcpu.regs().unwrap()
     }
 
+    /// A second vCPU, about to execute `code` at [`SECOND`] in long mode; it shares tables and handlers.
+    pub fn second(&self, code: impl FnOnce(&mut Asm) -> AsmResult) -> Box<dyn Vcpu> {
+        let mut vcpu = self.vm.create_vcpu(1).unwrap();
+        set_up(&*self.vm, &mut *vcpu, Mode::Long, SECOND);
+        vcpu.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE }).unwrap();
+        let (bytes, handlers) = assemble(64, SECOND, code);
+        self.write(SECOND, &bytes);
+        self.write_gates(Mode::Long, &handlers);
+        vcpu
+    }
+
     /// Lets the vCPU go on at another place, in the same mode.
     pub fn jump(&mut self, to: u64, change: impl FnOnce(&mut kvm_regs)) {
         let mut regs = self.vcpu.regs().unwrap();
@@ -281,11 +298,16 @@ impl Machine {
     }
 }
 
-/// A vCPU of `vm` that is about to execute at [`CODE`] in `mode`.
-pub fn new_vcpu(vm: &dyn Vm, mode: Mode) -> Box<dyn Vcpu> {
+/// The first vCPU of `vm`, about to execute at [`CODE`] in `mode`, its stack below.
+fn new_vcpu(vm: &dyn Vm, mode: Mode) -> Box<dyn Vcpu> {
     let mut vcpu = vm.create_vcpu(0).unwrap();
-    let leaves = cpuid::for_vcpu(&vm.supported_cpuid().unwrap(), &cpuid::Topology::flat(1), 0).unwrap();
-    vcpu.set_cpuid(&leaves).unwrap();
+    set_up(vm, &mut *vcpu, mode, CODE);
+    vcpu
+}
+
+fn set_up(vm: &dyn Vm, vcpu: &mut dyn Vcpu, mode: Mode, at: u64) {
+    let (id, leaves) = (vcpu.id(), vm.supported_cpuid().unwrap());
+    vcpu.set_cpuid(&cpuid::for_vcpu(&leaves, &cpuid::Topology::flat(id + 1), id).unwrap()).unwrap();
     let mut sregs = vcpu.sregs().unwrap();
     match mode {
         Mode::Real => {
@@ -311,8 +333,7 @@ pub fn new_vcpu(vm: &dyn Vm, mode: Mode) -> Box<dyn Vcpu> {
         sregs.idt.limit = 0xfff;
     }
     vcpu.set_sregs(&sregs).unwrap();
-    vcpu.set_regs(&kvm_regs { rip: CODE, rsp: CODE, rflags: 2, ..Default::default() }).unwrap();
-    vcpu
+    vcpu.set_regs(&kvm_regs { rip: at, rsp: at, rflags: 2, ..Default::default() }).unwrap();
 }
 
 fn set_segments(sregs: &mut kvm_sregs, code: kvm_segment) {
@@ -341,11 +362,11 @@ fn descriptor(attributes: u64) -> u64 {
 }
 
 /// Kicks the vCPU when a test hangs, which then sees an exit that it does not expect.
-fn watchdog(vcpu: &dyn Vcpu) -> mpsc::Sender<()> {
+pub fn watchdog(vcpu: &dyn Vcpu) -> mpsc::Sender<()> {
     let (alive, ended) = mpsc::channel();
     let kicker = vcpu.kicker();
     std::thread::spawn(move || {
-        if ended.recv_timeout(Duration::from_secs(20)) == Err(mpsc::RecvTimeoutError::Timeout) {
+        if ended.recv_timeout(Duration::from_secs(60)) == Err(mpsc::RecvTimeoutError::Timeout) {
             kicker.kick();
         }
     });

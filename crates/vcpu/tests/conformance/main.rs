@@ -2,11 +2,18 @@
 
 mod control;
 mod cpu;
+mod debug;
+mod equal;
 mod events;
 mod exceptions;
 mod harness;
 mod interrupts;
 mod memory;
 mod modes;
+mod moved;
 mod pio;
+mod protection;
 mod rare;
+mod smp;
+mod transitions;
+mod world;
