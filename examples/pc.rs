@@ -1,66 +1,127 @@
-//! A PC with its console here: firmware, disks, CD-ROMs.
+//! A PC: firmware that boots from disks and CD-ROMs, or a kernel alone.
 //!
 //! ```text
 //! cargo run --release --example pc -- --disk file=debian.qcow2,format=qcow2
+//! cargo run --release --example pc -- --cdrom rescue.iso --boot cdrom
+//! cargo run --release --example pc -- --kernel vmlinuz --initrd initrd.gz --append console=ttyS0
 //! ```
+//!
+//! Ctrl-A X ends the guest, Ctrl-A Ctrl-A sends it one Ctrl-A. The exit codes are those of the example
+//! `microvm`; a reset starts the machine again, unless `--no-reboot` is given.
+
 mod common;
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::Parser;
-use common::MachineOptions;
-use trapline::machine::pc::{BootDevice, DriveConfig};
-use trapline::machine::{Outcome, Pc, PcConfig};
+use anyhow::Context;
+use clap::{Parser, ValueEnum};
+use common::{KernelOptions, MachineOptions};
+use trapline::machine::pc::{BootDevice, DriveConfig, Start, VgaOptions};
+use trapline::machine::{KernelConfig, Outcome, Pc, PcConfig};
 
 /// Starts a PC. Ctrl-A X ends it.
 #[derive(Parser)]
 #[command(name = "pc", version)]
 struct Cli {
-    /// What the processor starts with: seabios, or the path of an image
-    #[arg(long, value_name = "WHAT", default_value = "seabios")]
-    firmware: String,
-    /// A disk: file=PATH,format=raw|qcow2[,if=ide][,cache=MODE][,readonly=on][,snapshot=on][,index=N]
+    /// What the processor starts with: seabios, or the path of a ROM image [default: seabios]
+    #[arg(long, value_name = "WHAT", conflicts_with = "kernel")]
+    firmware: Option<String>,
+    /// A kernel to start without firmware: Linux bzImage (vmlinuz), ELF or Multiboot
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    #[command(flatten)]
+    kernel_options: KernelOptions,
+    /// A disk: file=PATH,format=raw|qcow2[,if=ide][,media=disk|cdrom][,cache=none|writeback|writethrough|directsync|unsafe][,readonly=on][,snapshot=on][,index=0..3][,serial=TEXT]
     #[arg(long, value_name = "OPTIONS")]
     disk: Vec<DriveConfig>,
     /// A CD-ROM with this disc
     #[arg(long, value_name = "FILE")]
     cdrom: Option<PathBuf>,
-    /// What the firmware boots from first: disk or cdrom
-    #[arg(long, value_name = "WHAT", default_value = "disk")]
-    boot: String,
+    /// What the firmware boots from, or kernel: without firmware
+    #[arg(long, value_name = "WHAT", value_enum)]
+    boot: Option<Boot>,
+    /// The display
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = VgaModel::Std)]
+    vga: VgaModel,
+    /// Write what the screen shows at the end to this PNG file
+    #[arg(long, value_name = "FILE")]
+    screen_dump: Option<PathBuf>,
     /// Where the firmware's debug console (port 0x402) goes
     #[arg(long, value_name = "FILE")]
     debug_console: Option<PathBuf>,
-    /// Where the parallel port's printer writes
+    /// What the parallel port prints goes to this file
     #[arg(long, value_name = "FILE")]
     parallel: Option<PathBuf>,
+    /// End when the guest resets the machine
+    #[arg(long)]
+    no_reboot: bool,
     #[command(flatten)]
     machine: MachineOptions,
 }
 
+/// What to boot from first.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Boot {
+    Disk,
+    Cdrom,
+    Kernel,
+}
+
+/// Which display.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum VgaModel {
+    /// VGA with the Bochs VBE extensions
+    Std,
+    None,
+}
+
+/// What the machine starts with.
+fn start(cli: &Cli) -> anyhow::Result<Start> {
+    match (&cli.kernel, cli.boot) {
+        (Some(kernel), None | Some(Boot::Kernel)) => {
+            let KernelOptions { initrd, append } = &cli.kernel_options;
+            let (initrd, cmdline) = (initrd.clone(), append.clone());
+            Ok(Start::Kernel(KernelConfig { kernel: kernel.clone(), initrd, cmdline }))
+        }
+        (None, Some(Boot::Kernel)) => anyhow::bail!("--boot kernel needs --kernel FILE"),
+        (Some(_), Some(_)) => anyhow::bail!("--kernel starts without firmware; leave --boot out"),
+        (None, _) => Ok(Start::Firmware(cli.firmware.as_deref().unwrap_or("seabios").parse()?)),
+    }
+}
+
+/// A file that a device writes to.
+fn output(path: Option<&Path>) -> anyhow::Result<Option<Box<dyn Write + Send>>> {
+    let Some(path) = path else { return Ok(None) };
+    let file = File::create(path).with_context(|| format!("cannot write to {}", path.display()))?;
+    Ok(Some(Box::new(file)))
+}
+
 fn run(cli: Cli) -> anyhow::Result<Outcome> {
-    let mut config = PcConfig::new(cli.firmware.parse()?);
+    let mut config = PcConfig::new(start(&cli)?);
     config.machine = cli.machine.config()?;
+    config.debug_console = output(cli.debug_console.as_deref())?;
+    config.printer = output(cli.parallel.as_deref())?;
     config.drives = cli.disk;
     config.drives.extend(cli.cdrom.map(DriveConfig::cdrom));
-    config.boot = match cli.boot.as_str() {
-        "disk" => vec![BootDevice::Disk, BootDevice::Cdrom],
-        "cdrom" => vec![BootDevice::Cdrom, BootDevice::Disk],
-        other => anyhow::bail!("--boot {other}: expected disk or cdrom"),
-    };
-    if let Some(path) = cli.debug_console {
-        config.debug_console = Some(Box::new(std::fs::File::create(path)?));
+    if cli.boot == Some(Boot::Cdrom) {
+        config.boot = vec![BootDevice::Cdrom, BootDevice::Disk];
     }
-    if let Some(path) = cli.parallel {
-        config.printer = Some(Box::new(std::fs::File::create(path)?));
-    }
+    config.vga = (cli.vga == VgaModel::Std).then(VgaOptions::default);
+    config.reboot = !cli.no_reboot;
     let mut machine = Pc::new(config)?;
     machine.remote().quit_on_signals()?;
     if let Some(path) = machine.serial_path() {
         eprintln!("serial port: {path}");
     }
     let outcome = machine.run()?;
+    if let Some(path) = cli.screen_dump {
+        let frame = machine.screen().context("--screen-dump needs a display")?;
+        let file = File::create(&path).with_context(|| format!("cannot write to {}", path.display()))?;
+        frame.write_png(std::io::BufWriter::new(file))?;
+    }
     if cli.machine.stats {
         eprint!("{}", machine.stats());
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use trapline_device::bus::{MmioBus, PioBus, Swap};
+use trapline_device::bus::{MmioBus, PioBus, SharedDevice, Swap};
 use trapline_device::{Clock, HostClock};
 use trapline_memory::{Arena, GuestRam, RamConfig, Slot};
 use trapline_pci::Effects;
@@ -116,6 +116,8 @@ pub(crate) struct Wiring {
     pub(crate) mmio: Arc<Swap<MmioBus>>,
     pub(crate) effects: Effects,
     pub(crate) board: Box<dyn Board>,
+    /// Devices of the board's own that time drives.
+    pub(crate) timed: Vec<SharedDevice>,
     /// What the event loop looks after for the board.
     pub(crate) watches: Vec<Watch>,
 }
@@ -152,11 +154,12 @@ impl Chassis {
             serial_path,
             serial_peer,
         } = core;
-        let Wiring { ports, mmio, effects, board, watches } = wiring;
+        let Wiring { ports, mmio, effects, board, timed, watches } = wiring;
+        let timed = [devices.timed(), timed].concat();
         let input = input.map(|file| Input::new(file, devices.uart.clone())).transpose()?;
         let timers = match (vm.engine(), vcpus.first()) {
-            (Engine::Soft, Some(vcpu0)) => Timers::on_vcpu0(clock, devices.timed(), touched, vcpu0.kicker()),
-            _ => Timers::on_timer(clock, devices.timed(), touched)?,
+            (Engine::Soft, Some(vcpu0)) => Timers::on_vcpu0(clock, timed, touched, vcpu0.kicker()),
+            _ => Timers::on_timer(clock, timed, touched)?,
         };
         let (pic, ioapic) = (devices.pic.clone(), devices.ioapic.clone());
         let routes = Routes::default();
@@ -217,6 +220,11 @@ impl Chassis {
             (None, Some(ended)) => ended,
             (None, None) => Ok(Outcome::UserQuit),
         }
+    }
+
+    /// The boot processor.
+    pub(crate) fn vcpu0(&mut self) -> Result<&mut dyn Vcpu> {
+        Ok(&mut **self.vcpus.first_mut().ok_or(Error::Cpus(0))?)
     }
 
     pub(crate) fn remote(&self) -> Remote {

@@ -67,6 +67,8 @@ pub(crate) struct Control {
     stop: AtomicBool,
     /// Asked for by a signal handler, which may do no more than this.
     quit: AtomicBool,
+    /// The user ends the run, whatever the guest did meanwhile.
+    user_quit: AtomicBool,
     /// The sleeping state that the guest has entered and the board does not know of yet, or [`AWAKE`].
     asleep: AtomicU8,
     kickers: OnceLock<Vec<Kicker>>,
@@ -79,6 +81,7 @@ impl Control {
             ended: Mutex::new(None),
             stop: AtomicBool::new(false),
             quit: AtomicBool::new(false),
+            user_quit: AtomicBool::new(false),
             asleep: AtomicU8::new(AWAKE),
             kickers: OnceLock::new(),
             wake: event_fd()?,
@@ -98,6 +101,13 @@ impl Control {
         self.ring();
     }
 
+    /// Ends the run because the user says so: also a run that the guest has ended already, if the machine
+    /// would go on.
+    pub(crate) fn user_quit(&self) {
+        self.user_quit.store(true, Ordering::SeqCst);
+        self.finish(Ok(Outcome::UserQuit));
+    }
+
     /// Whether no vCPU is to be entered any more.
     pub(crate) fn stopping(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
@@ -107,6 +117,10 @@ impl Control {
     pub(crate) fn take(&self) -> Option<Result<Outcome>> {
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.stop.store(false, Ordering::SeqCst);
+        let user_quit = self.user_quit.swap(false, Ordering::SeqCst);
+        if user_quit && matches!(ended, Some(Ok(Outcome::Reset | Outcome::Shutdown))) {
+            return Some(Ok(Outcome::UserQuit));
+        }
         ended
     }
 
@@ -128,7 +142,7 @@ impl Control {
     pub(crate) fn woken(&self) {
         let _ = self.wake.read();
         if self.quit.swap(false, Ordering::SeqCst) {
-            self.finish(Ok(Outcome::UserQuit));
+            self.user_quit();
         }
     }
 

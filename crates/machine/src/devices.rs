@@ -8,7 +8,7 @@ use trapline_chipset::{
     SystemEvents, Uart, fw_cfg, hpet::LegacyLines, i8042,
 };
 use trapline_device::bus::{MmioBusBuilder, PioBusBuilder, SharedDevice};
-use trapline_device::{AccessSize, IrqLine, IrqSink, PortIo};
+use trapline_device::{AccessSize, Device, IrqLine, IrqSink, PortIo};
 use trapline_irqchip::ioapic::IoApic;
 use trapline_irqchip::pic::PicPair;
 use trapline_irqchip::pit::Pit;
@@ -17,7 +17,6 @@ use crate::Result;
 use crate::chassis::{Core, lock};
 use crate::console::Flusher;
 use crate::irq::IsaLines;
-use crate::pc::legacy::Legacy;
 use crate::testdev::Testdev;
 use crate::timers::Timed;
 
@@ -48,10 +47,10 @@ pub(crate) struct Devices {
     pub(crate) console: Arc<Mutex<Flusher>>,
     pub(crate) testdev: Option<Testdev>,
     pub(crate) fw_cfg: Option<Arc<Mutex<FwCfg>>>,
+    /// The ISA interrupt lines: each drives an input of the 8259A pair and one of the IOAPIC.
+    pub(crate) lines: Arc<dyn IrqSink>,
     /// Interrupts 0 and 8, which an HPET can take over.
-    pub(crate) legacy_lines: Arc<LegacyLines>,
-    /// What only a PC has.
-    pub(crate) legacy: Option<Legacy>,
+    pub(crate) legacy: Arc<LegacyLines>,
 }
 
 /// A device that is on a bus and known by its kind.
@@ -59,26 +58,21 @@ pub(crate) fn shared<D>(device: D) -> Arc<Mutex<D>> {
     Arc::new(Mutex::new(device))
 }
 
-/// The ISA interrupt lines of a pair of 8259A and an IOAPIC.
-pub(crate) fn isa_lines(pic: &PicPair, ioapic: &IoApic) -> Arc<dyn IrqSink> {
-    Arc::new(IsaLines { pic: pic.sink(), ioapic: ioapic.sink() })
-}
-
 impl Devices {
     pub(crate) fn new(core: &Core, pm: AcpiPmConfig) -> Self {
         let Core { clock, control, touched, .. } = core;
         let pic = PicPair::new(IrqLine::new(core.intr.clone(), 0));
         let ioapic = IoApic::new(core.vm.msi_sink());
-        let lines = isa_lines(&pic, &ioapic);
+        let lines: Arc<dyn IrqSink> = Arc::new(IsaLines { pic: pic.sink(), ioapic: ioapic.sink() });
         let irq = |pin| IrqLine::new(lines.clone(), pin);
+        let legacy = LegacyLines::new(irq(IRQ_TIMER), irq(IRQ_RTC));
         let events: Arc<dyn SystemEvents> = control.clone();
         let a20 = Arc::new(A20Gate::new(events.clone()));
-        let legacy_lines = LegacyLines::new(irq(IRQ_TIMER), irq(IRQ_RTC));
         let pm = AcpiPm::new(pm, irq(IRQ_SCI), clock.clone(), events.clone());
         let output = Box::new(core.console.clone());
         Self {
-            pit: Timed::new(Pit::new(clock.clone(), legacy_lines.line(0)), touched),
-            rtc: Timed::new(Rtc::new(legacy_lines.line(1), clock.clone(), core.today), touched),
+            pit: Timed::new(Pit::new(clock.clone(), legacy.line(0)), touched),
+            rtc: Timed::new(Rtc::new(legacy.line(1), clock.clone(), core.today), touched),
             pm: Timed::new(pm, touched),
             uart: shared(Uart::new("serial0", irq(IRQ_COM1), output)),
             i8042: shared(I8042::new(irq(IRQ_KEYBOARD), irq(IRQ_MOUSE), a20.clone(), events.clone())),
@@ -89,10 +83,10 @@ impl Devices {
             console: shared(core.console.flusher()),
             testdev: None,
             fw_cfg: None,
-            legacy_lines,
-            legacy: None,
             pic,
             ioapic,
+            lines,
+            legacy,
         }
     }
 
@@ -118,10 +112,7 @@ impl Devices {
 
     /// The devices that time drives.
     pub(crate) fn timed(&self) -> Vec<SharedDevice> {
-        let mut timed: Vec<SharedDevice> =
-            vec![self.pit.clone(), self.rtc.clone(), self.pm.clone(), self.console.clone()];
-        timed.extend(self.legacy.as_ref().map(Legacy::timed));
-        timed
+        vec![self.pit.clone(), self.rtc.clone(), self.pm.clone(), self.console.clone()]
     }
 
     /// Puts the devices on the buses: all but power management and reset control, which boards have in
@@ -149,5 +140,45 @@ impl Devices {
             testdev.wire(ports, mmio)?;
         }
         Ok(())
+    }
+
+    /// Puts every device into its power-on state. The real-time clock goes on, as its battery sees to.
+    pub(crate) fn reset(&mut self) {
+        let Self {
+            pic,
+            ioapic,
+            pit,
+            rtc,
+            pm,
+            uart,
+            i8042,
+            port92,
+            reset,
+            debug_exit,
+            post,
+            console: _,
+            testdev,
+            fw_cfg,
+            lines: _,
+            legacy: _,
+        } = self;
+        lock(pit).reset();
+        lock(rtc).reset();
+        lock(pm).reset();
+        lock(uart).reset();
+        lock(i8042).reset();
+        lock(port92).reset();
+        lock(reset).reset();
+        lock(debug_exit).reset();
+        lock(post).reset();
+        if let Some(testdev) = testdev {
+            lock(&testdev.dev).reset();
+        }
+        if let Some(fw_cfg) = fw_cfg {
+            lock(fw_cfg).reset();
+        }
+        // Last, so that lines which the others drove meanwhile leave no trace.
+        ioapic.reset();
+        pic.reset();
     }
 }

@@ -43,6 +43,12 @@ pub enum Error {
     /// A PCI function is not possible: a mistake of the board.
     #[error(transparent)]
     Function(#[from] trapline_pci::ConfigError),
+    /// There is no room for a BAR.
+    #[error(transparent)]
+    Assign(#[from] trapline_pci::AssignError),
+    /// The display.
+    #[error(transparent)]
+    Vga(#[from] trapline_display::VgaError),
     /// Firmware configuration.
     #[error(transparent)]
     FwCfg(#[from] trapline_chipset::fw_cfg::FwCfgError),

@@ -8,7 +8,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::Result;
 use crate::console::Input;
-use crate::control::{Control, Outcome};
+use crate::control::Control;
 use crate::timers::Timers;
 
 /// How long to wait before input is offered again to a UART that was in use, in milliseconds.
@@ -111,7 +111,7 @@ impl HostSide<'_> {
     /// Reads, and ends the run if the user says so.
     fn read(&mut self, how: fn(&mut Input) -> bool) {
         if self.input.as_mut().is_some_and(|input| how(input)) {
-            self.control.finish(Ok(Outcome::UserQuit));
+            self.control.user_quit();
         }
     }
 }

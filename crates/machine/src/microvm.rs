@@ -33,14 +33,14 @@ use trapline_pci::Effects;
 
 use crate::chassis::{Chassis, Core, Wiring, lock, make_ram};
 use crate::config::{KernelConfig, MachineConfig};
-use crate::devices::{COM1, Devices, IOAPIC, IRQ_COM1, IRQ_SCI, LOCAL_APIC, isa_lines, shared};
+use crate::devices::{COM1, Devices, IOAPIC, IRQ_COM1, IRQ_SCI, LOCAL_APIC, shared};
 use crate::remote::Remote;
 use crate::run::{Board, Shared};
 use crate::state::MachineState;
 use crate::stats::Stats;
 use crate::testdev::Testdev;
 use crate::timers::Timed;
-use crate::{Outcome, Result, boot_state};
+use crate::{Error, Outcome, Result, boot_state};
 
 const PM1A_EVENT: u16 = 0x600;
 const PM1A_CONTROL: u16 = 0x604;
@@ -106,7 +106,7 @@ impl Microvm {
         };
         let mut devices = Devices::new(&core, pm_config);
         if testdev {
-            devices.testdev = Some(Testdev::new(isa_lines(&devices.pic, &devices.ioapic)));
+            devices.testdev = Some(Testdev::new(devices.lines.clone()));
             devices.fw_cfg = Some(fw_cfg(memory, cpus));
         }
         devices.set_memory_size(&ranges);
@@ -120,6 +120,7 @@ impl Microvm {
             mmio: Arc::new(Swap::new(mmio.build())),
             effects: Effects::new(),
             board: Box::new(Sleepless(devices.pm.clone())),
+            timed: Vec::new(),
             watches: Vec::new(),
         };
         Ok(Self { chassis: Chassis::new(core, devices, wiring)?, ram })
@@ -174,7 +175,10 @@ impl Microvm {
     ///
     /// # Errors
     /// When the state is not one that this machine can be in; it is of no use then.
-    pub fn restore(&mut self, state: MachineState) -> Result<()> {
+    pub fn restore(&mut self, mut state: MachineState) -> Result<()> {
+        if state.take_pc().is_some() {
+            return Err(Error::OtherDevices("pci"));
+        }
         self.chassis.restore(state)
     }
 }

@@ -6,7 +6,7 @@ use trapline_chipset::AcpiPm;
 use vmm_sys_util::signal::register_signal_handler;
 
 use crate::chassis::lock;
-use crate::control::{Control, Outcome};
+use crate::control::Control;
 use crate::run::Shared;
 use crate::timers::Timed;
 use crate::{Error, Result};
@@ -33,10 +33,10 @@ impl Remote {
         Self { control, shared, pm }
     }
 
-    /// Ends the run, whatever the guest is doing: [`Outcome::UserQuit`]. If the machine does not run, its
+    /// Ends the run, whatever the guest is doing: [`Outcome::UserQuit`](crate::Outcome::UserQuit). If the machine does not run, its
     /// next run ends at once.
     pub fn quit(&self) {
-        self.control.finish(Ok(Outcome::UserQuit));
+        self.control.user_quit();
     }
 
     /// Presses the ACPI power button: a guest that listens shuts down.

@@ -13,11 +13,11 @@ use trapline_vcpu::VcpuState;
 
 use crate::chassis::{Chassis, lock};
 use crate::devices::Devices;
-use crate::pc::legacy::{Legacy, LegacyStates};
+use crate::pc::PcStates;
 use crate::{Error, Result};
 
 /// Saved state of a device.
-type State<D> = <D as SaveRestore>::State;
+pub(crate) type State<D> = <D as SaveRestore>::State;
 
 /// Everything that a machine is made of, but for the contents of its memory, the files behind it, and keys
 /// that the guest has not received yet.
@@ -27,9 +27,23 @@ pub struct MachineState {
     /// The paravirtual clock, where the engine has one.
     clock: Option<kvm_clock_data>,
     devices: DeviceStates,
+    /// Those that only a PC has.
+    pc: Option<PcStates>,
 }
 
-/// One field for each device of the board.
+impl MachineState {
+    /// The same with the state of a PC's devices.
+    pub(crate) fn with_pc(self, pc: PcStates) -> Self {
+        Self { pc: Some(pc), ..self }
+    }
+
+    /// Takes the state of a PC's devices.
+    pub(crate) fn take_pc(&mut self) -> Option<PcStates> {
+        self.pc.take()
+    }
+}
+
+/// One field for each device of every board.
 #[derive(Debug, Serialize, Deserialize)]
 struct DeviceStates {
     pic: State<PicPair>,
@@ -45,7 +59,6 @@ struct DeviceStates {
     post: State<PostCode>,
     testdev: Option<State<PcTestdev>>,
     fw_cfg: Option<State<FwCfg>>,
-    legacy: Option<LegacyStates>,
 }
 
 impl Devices {
@@ -66,8 +79,8 @@ impl Devices {
             console: _,
             testdev,
             fw_cfg,
-            legacy_lines: _, // its owners drive it again
-            legacy,
+            lines: _,
+            legacy: _,
         } = self;
         DeviceStates {
             pic: pic.save(),
@@ -83,7 +96,6 @@ impl Devices {
             post: lock(post).save(),
             testdev: testdev.as_ref().map(|testdev| lock(&testdev.dev).save()),
             fw_cfg: fw_cfg.as_ref().map(|fw_cfg| lock(fw_cfg).save()),
-            legacy: legacy.as_ref().map(Legacy::save),
         }
     }
 
@@ -102,7 +114,6 @@ impl Devices {
             post,
             testdev,
             fw_cfg,
-            legacy,
         } = states;
         lock(&self.pit).restore(pit)?;
         lock(&self.rtc).restore(rtc)?;
@@ -123,11 +134,6 @@ impl Devices {
             (None, None) => {}
             _ => return Err(Error::OtherDevices("fw_cfg")),
         }
-        match (&self.legacy, legacy) {
-            (Some(here), Some(legacy)) => here.restore(legacy)?,
-            (None, None) => {}
-            _ => return Err(Error::OtherDevices("hpet")),
-        }
         // Last, so that lines which the others drove meanwhile leave no trace.
         self.ioapic.restore(ioapic)?;
         self.pic.restore(pic)?;
@@ -145,12 +151,12 @@ impl Chassis {
             Err(trapline_vcpu::Error::Unsupported { .. }) => None,
             other => Some(other?),
         };
-        Ok(MachineState { vcpus, clock, devices: self.devices.save() })
+        Ok(MachineState { vcpus, clock, devices: self.devices.save(), pc: None })
     }
 
-    /// Puts a state into a machine of the same configuration.
+    /// Puts a state into a machine of the same configuration; devices of the board's own are restored already.
     pub(crate) fn restore(&mut self, state: MachineState) -> Result<()> {
-        let MachineState { vcpus, clock, devices } = state;
+        let MachineState { vcpus, clock, devices, pc: _ } = state;
         if vcpus.len() != self.vcpus.len() {
             return Err(Error::OtherMachine { saved: vcpus.len(), here: self.vcpus.len() });
         }

@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex};
 
 use trapline_device::bus::{MmioBus, PioBus, Swap};
+use trapline_display::{FRAMEBUFFER, Vga};
 use trapline_memory::{Arena, Slot};
-use trapline_pci::{BusLayout, Effect, Effects, I440Fx, SharedRoot};
+use trapline_pci::{BusLayout, Effect, Effects, I440Fx, PciFunction, SharedRoot, Space};
 
 use crate::Result;
 use crate::chassis::lock;
@@ -16,6 +17,7 @@ use crate::run::{Board, Shared};
 pub(crate) struct Host {
     pub(crate) root: SharedRoot,
     pub(crate) bridge: Arc<Mutex<I440Fx>>,
+    pub(crate) vga: Option<Arc<Mutex<Vga>>>,
     pub(crate) layout: BusLayout,
     pub(crate) map: AddressMap,
     pub(crate) arena: Arc<Arena>,
@@ -30,7 +32,21 @@ impl Host {
             let bridge = lock(&self.bridge);
             (bridge.shadows().collect::<Vec<_>>(), bridge.smram())
         };
-        self.map.slots(&shadows, smram, &[])
+        self.map.slots(&shadows, smram, &self.video_memory())
+    }
+
+    /// The display's memory, where its BAR shows it.
+    fn video_memory(&self) -> Vec<Slot> {
+        let Some(vga) = &self.vga else { return Vec::new() };
+        let vga = lock(vga);
+        let claim = vga.config().claims().into_iter().find(|claim| claim.region == FRAMEBUFFER);
+        match claim {
+            Some(claim) => vec![vga.memory().map(claim.range.start)],
+            None => {
+                vga.memory().unmap();
+                Vec::new()
+            }
+        }
     }
 
     /// The buses as they are now.
@@ -50,10 +66,23 @@ impl Host {
         let _applying = lock(&self.applying);
         let taken = effects.take();
         self.layout.apply(&taken, &self.root, ports, mmio);
-        if taken.iter().any(|effect| matches!(effect, Effect::Shadow(_) | Effect::Smram(_))) {
+        if taken.iter().any(|effect| self.concerns_slots(effect)) {
             vm.set_memory(&self.arena, &self.slots())?;
         }
         Ok(())
+    }
+}
+
+impl Host {
+    fn concerns_slots(&self, effect: &Effect) -> bool {
+        match effect {
+            Effect::Shadow(_) | Effect::Smram(_) => true,
+            // Only the display has memory, and no function besides it a prefetchable BAR 0.
+            Effect::Bar(change) => {
+                let memory = |range: &trapline_pci::AddressRange| range.space == Space::Memory;
+                change.region == FRAMEBUFFER && [change.old, change.new].iter().flatten().any(memory)
+            }
+        }
     }
 }
 

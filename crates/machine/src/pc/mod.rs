@@ -5,16 +5,17 @@
 //! | i440FX host bridge | 00:00.0 8086:1237 | 0xcf8, 0xcfc | |
 //! | PIIX3 ISA bridge | 00:01.0 8086:7000 | | PIRQ A to D to the ISA interrupts that firmware chooses |
 //! | PIIX3 IDE | 00:01.1 8086:7010 | 0x1f0, 0x3f6, 0x170, 0x376, BAR 4 | IRQ 14, IRQ 15 |
-//! | PIIX4 power management | 00:01.3 8086:7113 | events, control, timer at PMBASE; SMBus without devices | IRQ 9 (SCI) |
+//! | PIIX4 power management | 00:01.3 8086:7113 | events, control, timer at PMBASE; SMBus at SMBBA | IRQ 9 (SCI) |
+//! | VGA with the Bochs VBE extensions | 00:02.0 1234:1111 | 0x3b0 to 0x3df, 0x1ce, 0xa0000, BARs 0 and 2 | |
 //! | GPE0, SMI command | | 0xafe0, 0xb2 | |
 //! | 8259A pair, ELCR | | 0x20, 0xa0, 0x4d0 | INTR to LINT0 of vCPU 0 |
 //! | IOAPIC, 24 pins | | 0xfec0_0000 | by message |
 //! | 8254 and port 0x61 | | 0x40, 0x61 | IRQ 0 (IOAPIC pin 2) |
-//! | HPET | | 0xfed0_0000 | IRQ 0, IRQ 8; IOAPIC pins 16 to 23 |
-//! | 8237A pair, registers only | | 0x00, 0xc0, 0x81 | |
 //! | keyboard controller | | 0x60, 0x64 | IRQ 1, IRQ 12 |
 //! | real-time clock with CMOS memory | | 0x70 | IRQ 8 |
 //! | POST code, system control port A | | 0x80, 0x92 | |
+//! | HPET | | 0xfed0_0000 | IRQ 0 and 8 in their place, IOAPIC pins 16 to 23 |
+//! | 8237A pair, registers only | | 0x00, 0xc0, 0x81 | |
 //! | 16550A, COM1 | | 0x3f8 | IRQ 4 |
 //! | parallel port, LPT1 | | 0x378 | IRQ 7 |
 //! | debug console | | 0x402 | |
@@ -30,16 +31,28 @@
 //! of their 13 segments is read from ROM or RAM, and written to RAM or nowhere. 0xa0000 to 0xbffff is not RAM
 //! but where SMRAM is opened. Devices' DMA always reaches the RAM behind ROM and display.
 //!
+//! # Start and reset
+//!
+//! With firmware the boot processor starts at the reset vector, and firmware finds tables in fw_cfg. A kernel
+//! without firmware is started as its boot protocol says; the board has then assigned BARs and interrupts and
+//! written the tables, as firmware does. When the guest resets the machine, by 0xcf9, 0x92, the keyboard
+//! controller or a triple fault, it starts again: devices and processors are as after power-on, memory keeps
+//! its contents, and a kernel without firmware is loaded anew. [`PcConfig::reboot`] is for a run that ends
+//! instead.
+//!
 //! # What is not there
 //!
 //! System management mode: the power management function says, as QEMU's does without SMM, that it is set up
-//! already. Floppy and super-I/O: their ports, like all that nobody claims, read all-ones and ignore writes. Address line 20 always works.
+//! already. DMA transfers of the 8237As. Floppy and super-I/O: their ports, like all that nobody claims, read
+//! all-ones and ignore writes. Address line 20 always works.
 
 mod access;
 mod address_map;
+mod devices;
+mod direct;
 mod drives;
 mod host;
-pub(crate) mod legacy;
+mod state;
 mod tables;
 
 use std::fmt;
@@ -49,32 +62,32 @@ use std::str::FromStr;
 use std::sync::{Arc, Mutex};
 
 use trapline_boot::RamRange;
-use trapline_chipset::{AcpiPmConfig, DebugCon, FwCfg, acpi_pm, fw_cfg};
+use trapline_chipset::{AcpiPmConfig, FwCfg};
+use trapline_device::DmaMemory;
 use trapline_device::bus::Swap;
-use trapline_device::{DmaMemory, IrqLine, IrqSink};
-use trapline_ide::{IdeConfig, PiixIde};
+use trapline_display::{Frame, TextScreen};
 use trapline_memory::{GuestRam, RamConfig};
-use trapline_pci::{
-    BusId, BusLayout, CONFIG_PORTS, CONFIG_PORTS_LEN, ConfigPorts, DevFn, Effects, I440Fx, IntxRouter,
-    PciRoot, Piix3, Piix4Pm, piix,
-};
+use trapline_pci::{BusLayout, Effects, I440Fx};
+use trapline_vcpu::VcpuState;
 
 pub use access::GuestAccess;
 pub use drives::{DRIVES, DriveConfig, DriveError, DriveKind};
+pub(crate) use state::PcStates;
 
 use crate::chassis::{Chassis, Core, Wiring, lock, make_ram};
-use crate::config::MachineConfig;
+use crate::config::{KernelConfig, MachineConfig};
 use crate::control::Outcome;
-use crate::devices::{Devices, IRQ_SCI, isa_lines, shared};
+use crate::devices::{Devices, shared};
 use crate::event_loop::Watch;
 use crate::remote::Remote;
+use crate::state::MachineState;
 use crate::stats::Stats;
 use crate::testdev::Testdev;
 use crate::{Error, Result};
 use address_map::AddressMap;
+use devices::{Parts, PcDevices, make_vga};
 use drives::Drives;
 use host::Host;
-use legacy::Legacy;
 
 /// Subsystem vendor and number of the chipset's functions: firmware knows a virtual machine by it.
 const SUBSYSTEM: (u16, u16) = (0x1af4, 0x1100);
@@ -82,6 +95,8 @@ const SUBSYSTEM: (u16, u16) = (0x1af4, 0x1100);
 const SOUTH: u8 = 1;
 const IDE_FUNCTION: u8 = 1;
 const PM_FUNCTION: u8 = 3;
+/// Device 2 of the first bus.
+const DISPLAY: u8 = 2;
 /// Where firmware puts the power management registers.
 const PM1A_EVENT: u16 = 0x600;
 const PM1A_CONTROL: u16 = 0x604;
@@ -91,11 +106,21 @@ const SMI_CMD: u16 = 0xb2;
 const FW_CFG: u16 = 0x510;
 const FW_CFG_DMA: u16 = 0x514;
 const DEBUG_CONSOLE: u16 = 0x402;
-const IRQ_IDE: [u32; 2] = [14, 15];
+const LPT1: u16 = 0x378;
+const HPET: u32 = 0xfed0_0000;
 /// SLP_TYP of S5, as the tables of this chipset's firmware have it.
 const SLP_TYP_S5: u8 = 0;
 /// Largest firmware: below it are the devices under 4 GiB.
 const MAX_FIRMWARE: u64 = 8 << 20;
+
+/// What the machine starts with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Firmware, which boots from a drive.
+    Firmware(Firmware),
+    /// A kernel, without firmware.
+    Kernel(KernelConfig),
+}
 
 /// Firmware that starts the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -126,44 +151,72 @@ pub enum BootDevice {
     Cdrom,
 }
 
+/// A display.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VgaOptions {
+    /// The video BIOS. Without one the screen stays blank until a driver sets a mode.
+    pub bios: Option<PathBuf>,
+    /// Video memory in bytes: a power of two from 256 KiB to 32 MiB.
+    pub memory: u64,
+    /// The resolution that the monitor asks for, in dots.
+    pub resolution: (u16, u16),
+}
+
+impl Default for VgaOptions {
+    /// 16 MiB, 1024 by 768, and the video BIOS of Debian's package `seabios`, if that is installed.
+    fn default() -> Self {
+        let bios = Path::new("/usr/share/seabios/vgabios-stdvga.bin");
+        let bios = bios.exists().then(|| bios.to_owned());
+        Self { bios, memory: 16 << 20, resolution: (1024, 768) }
+    }
+}
+
 /// What a [`Pc`] is made from.
 pub struct PcConfig {
     /// Memory, processors, the engine, the serial port.
     pub machine: MachineConfig,
     /// What the processor starts with.
-    pub firmware: Firmware,
+    pub start: Start,
     /// Disks and CD-ROMs: at most [`DRIVES`].
     pub drives: Vec<DriveConfig>,
     /// What the firmware tries, best first.
     pub boot: Vec<BootDevice>,
+    /// The display, if there is one.
+    pub vga: Option<VgaOptions>,
     /// Takes what firmware writes to its debug console; dropped otherwise.
     pub debug_console: Option<Box<dyn Write + Send>>,
     /// Takes what the guest prints on its parallel port; dropped otherwise.
     pub printer: Option<Box<dyn Write + Send>>,
+    /// Whether a reset by the guest starts the machine again, and does not end the run.
+    pub reboot: bool,
 }
 
 impl PcConfig {
     /// The default machine without drives, which boots from disks before CD-ROMs.
-    pub fn new(firmware: Firmware) -> Self {
+    pub fn new(start: Start) -> Self {
         Self {
             machine: MachineConfig::default(),
-            firmware,
+            start,
             drives: Vec::new(),
             boot: vec![BootDevice::Disk, BootDevice::Cdrom],
+            vga: Some(VgaOptions::default()),
             debug_console: None,
             printer: None,
+            reboot: true,
         }
     }
 }
 
 impl fmt::Debug for PcConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { machine, firmware, drives, boot, debug_console: _, printer: _ } = self;
+        let Self { machine, start, drives, boot, vga, debug_console: _, printer: _, reboot } = self;
         f.debug_struct("PcConfig")
             .field("machine", machine)
-            .field("firmware", firmware)
+            .field("start", start)
             .field("drives", drives)
             .field("boot", boot)
+            .field("vga", vga)
+            .field("reboot", reboot)
             .finish_non_exhaustive()
     }
 }
@@ -172,9 +225,15 @@ impl fmt::Debug for PcConfig {
 pub struct Pc {
     chassis: Chassis,
     ram: GuestRam,
+    /// Where the RAM is.
+    ranges: Vec<RamRange>,
     host: Arc<Host>,
-    ide: Arc<Mutex<PiixIde>>,
+    devices: PcDevices,
     drives: Drives,
+    start: Start,
+    reboot: bool,
+    /// The processors after power-on.
+    power_on: Vec<VcpuState>,
 }
 
 impl Pc {
@@ -183,12 +242,14 @@ impl Pc {
     /// # Errors
     /// When the engine cannot be used, the memory cannot be had, or something is wrong with the files.
     pub fn new(config: PcConfig) -> Result<Self> {
-        let PcConfig { machine, firmware, drives, boot, debug_console, printer } = config;
+        let PcConfig { machine, start, drives, boot, vga, debug_console, printer, reboot } = config;
         let (memory, cpus, testdev) = (machine.memory, machine.cpus, machine.testdev);
         let mut ram = make_ram(&machine, &RamConfig::new(memory))?;
         let ranges: Vec<_> =
             ram.slots().iter().map(|slot| RamRange { base: slot.gpa, size: slot.size }).collect();
-        add_firmware(&mut ram, &firmware.image)?;
+        if let Start::Firmware(firmware) = &start {
+            add_firmware(&mut ram, &firmware.image)?;
+        }
         let drives = Drives::open(drives)?;
 
         let dma: Arc<dyn DmaMemory> = Arc::new(ram.memory().clone());
@@ -197,6 +258,10 @@ impl Pc {
         let bridge = I440Fx::new(SUBSYSTEM, effects.clone());
         let slots = map.slots(&bridge.shadows().collect::<Vec<_>>(), bridge.smram(), &[]);
         let core = Core::new(machine, ram.arena(), &slots)?;
+        let msrs = core.vm.saved_msrs()?;
+        let power_on = core.vcpus.iter().map(|vcpu| VcpuState::save(&**vcpu, &msrs));
+        let power_on = power_on.collect::<trapline_vcpu::Result<_>>()?;
+        let vga = vga.map(|options| make_vga(&options, &core, &mut ram)).transpose()?;
 
         let pm = AcpiPmConfig {
             timer_32bit: true,
@@ -204,41 +269,44 @@ impl Pc {
             slp_typ_s5: SLP_TYP_S5,
             ..AcpiPmConfig::default()
         };
-        let mut devices = Devices::new(&core, pm);
-        let lines = isa_lines(&devices.pic, &devices.ioapic);
+        let mut common = Devices::new(&core, pm);
         if testdev {
-            devices.testdev = Some(Testdev::new(lines.clone()));
+            common.testdev = Some(Testdev::new(common.lines.clone()));
         }
-        let printer = printer.unwrap_or_else(|| Box::new(std::io::sink()));
-        devices.legacy = Some(Legacy::new(&core, &devices, printer));
-        devices.set_memory_size(&ranges);
-        tables::set_cmos(&devices, &drives, &boot, cpus);
+        common.set_memory_size(&ranges);
+        tables::set_cmos(&common, &drives, &boot, cpus);
         let mut fw_cfg = FwCfg::with_dma(dma.clone());
-        fw_cfg.add_pc(&tables::pc_items(cpus, memory, &ranges, &drives, &boot))?;
-        tables::add_acpi(&mut fw_cfg, &tables::acpi_config(cpus, &ranges))?;
-        tables::add_smbios(&mut fw_cfg, &tables::smbios_config(cpus, &ranges))?;
-        devices.fw_cfg = Some(shared(fw_cfg));
+        fw_cfg.add_pc(&tables::pc_items(cpus, memory, vga.is_some(), &ranges, &drives, &boot))?;
+        let acpi = tables::acpi_config(cpus, vga.is_some(), &ranges);
+        tables::add_tables(&mut fw_cfg, &acpi, &tables::smbios_config(cpus, &ranges))?;
+        common.fw_cfg = Some(shared(fw_cfg));
 
-        let ide = shared(PiixIde::new(IdeConfig {
-            subsystem: SUBSYSTEM,
+        let parts = Parts {
+            bridge,
+            effects: effects.clone(),
+            vga,
+            drives: &drives,
             memory: dma,
-            irqs: IRQ_IDE.map(|irq| IrqLine::new(lines.clone(), irq)),
-            drives: drives.devices(),
-        })?);
-        let bridge = shared(bridge);
-        let root = pci_root(&effects, bridge.clone(), &devices, &lines, ide.clone())?;
+            debug_console,
+            printer,
+        };
+        let (devices, root) = PcDevices::new(&core, &common, parts)?;
         let mut layout = BusLayout::default();
-        devices.wire(&mut layout.pio, &mut layout.mmio)?;
+        common.wire(&mut layout.pio, &mut layout.mmio)?;
+        devices.wire(&mut layout, &common)?;
         map.wire(&mut layout.mmio)?;
-        let root = Arc::new(Mutex::new(root));
-        wire(&mut layout, &devices, ConfigPorts::new(root.clone()), debug_console)?;
-
-        let arena = ram.arena().clone();
-        let host = Arc::new(Host { root, bridge, layout, map, arena, applying: Mutex::default() });
-        effects.take(); // the buses are built with all of it
+        let host = Arc::new(Host {
+            root,
+            bridge: devices.bridge.clone(),
+            vga: devices.vga.clone(),
+            layout,
+            map,
+            arena: ram.arena().clone(),
+            applying: Mutex::default(),
+        });
         let (ports, mmio) = host.buses();
         let watches = drives.events()?.into_iter().map(|event| {
-            let ide = ide.clone();
+            let ide = devices.ide.clone();
             Watch { event, ready: Box::new(move || lock(&ide).complete()) }
         });
         let wiring = Wiring {
@@ -246,9 +314,13 @@ impl Pc {
             mmio: Arc::new(Swap::new(mmio)),
             effects,
             board: Box::new(host.clone()),
+            timed: devices.timed(),
             watches: watches.collect(),
         };
-        Ok(Self { chassis: Chassis::new(core, devices, wiring)?, ram, host, ide, drives })
+        let chassis = Chassis::new(core, common, wiring)?;
+        let mut pc = Self { chassis, ram, ranges, host, devices, drives, start, reboot, power_on };
+        pc.start()?;
+        Ok(pc)
     }
 
     /// Runs the guest until it ends, or somebody ends it. The calling thread serves the host's side; each
@@ -259,15 +331,85 @@ impl Pc {
     /// # Errors
     /// When the host fails. The state of the guest is then undefined.
     pub fn run(&mut self) -> Result<Outcome> {
-        let outcome = self.chassis.run();
-        lock(&self.ide).quiesce();
+        let outcome = self.run_through_resets();
+        lock(&self.devices.ide).quiesce();
         let flushed = self.drives.flush();
         outcome.and_then(|outcome| flushed.map(|()| outcome))
     }
 
+    fn run_through_resets(&mut self) -> Result<Outcome> {
+        loop {
+            match self.chassis.run()? {
+                Outcome::Reset | Outcome::Shutdown if self.reboot => self.reset()?,
+                outcome => return Ok(outcome),
+            }
+        }
+    }
+
+    /// Puts the machine, which does not run, into the state after power-on. Memory keeps its contents, as far
+    /// as a kernel without firmware is not loaded over them.
+    ///
+    /// # Errors
+    /// When the engine refuses, or the kernel's files have gone.
+    pub fn reset(&mut self) -> Result<()> {
+        lock(&self.host.root).reset();
+        self.devices.reset();
+        self.chassis.devices.reset();
+        for (vcpu, state) in self.chassis.vcpus.iter_mut().zip(&self.power_on) {
+            state.restore(&mut **vcpu)?;
+        }
+        self.start()
+    }
+
+    /// After power-on or a reset: carries out what the devices' state means for memory and buses, and does
+    /// firmware's work where there is none.
+    fn start(&mut self) -> Result<()> {
+        if let Start::Kernel(kernel) = &self.start {
+            direct::set_up_chipset(&self.host.root, &self.chassis.devices, &self.ranges)?;
+            let (cpus, vga) = (self.chassis.vcpus.len() as u32, self.devices.vga.is_some());
+            let vcpu = self.chassis.vcpu0()?;
+            direct::load(self.ram.memory(), &self.ranges, cpus, vga, kernel, vcpu)?;
+        }
+        let shared = &self.chassis.shared;
+        self.host.apply(&shared.effects, &shared.ports, &shared.mmio, &*shared.vm)?;
+        shared.routes.tell(&shared.ioapic, &*shared.vm)
+    }
+
+    /// Takes the state, between two runs: all but the contents of memory ([`Pc::ram`]) and disks.
+    ///
+    /// # Errors
+    /// When the engine cannot tell a part of it.
+    pub fn save(&self) -> Result<MachineState> {
+        lock(&self.devices.ide).quiesce();
+        Ok(self.chassis.save()?.with_pc(self.devices.save()))
+    }
+
+    /// Puts a state into a machine that was made from the same configuration and has not run yet. The
+    /// contents of memory and disks are the caller's to restore.
+    ///
+    /// # Errors
+    /// When the state is not one that this machine can be in; it is of no use then.
+    pub fn restore(&mut self, mut state: MachineState) -> Result<()> {
+        self.devices.restore(state.take_pc().ok_or(Error::OtherDevices("pci"))?)?;
+        lock(&self.host.root).refresh();
+        self.chassis.restore(state)?;
+        let shared = &self.chassis.shared;
+        self.host.apply(&shared.effects, &shared.ports, &shared.mmio, &*shared.vm)
+    }
+
     /// Accesses as a processor of the guest makes them, to a machine that does not run.
     pub fn access(&mut self) -> GuestAccess<'_> {
-        GuestAccess::new(&self.chassis.shared, &self.host, &self.ide)
+        GuestAccess::new(&self.chassis.shared, &self.host, &self.devices.ide)
+    }
+
+    /// What the screen says: `None` without a display, or in a graphics mode.
+    pub fn screen_text(&self) -> Option<TextScreen> {
+        lock(self.devices.vga.as_ref()?).text()
+    }
+
+    /// The picture on the screen; `None` without a display.
+    pub fn screen(&self) -> Option<Frame> {
+        Some(lock(self.devices.vga.as_ref()?).render())
     }
 
     /// A handle to end the run, or press the power button, from elsewhere.
@@ -305,57 +447,4 @@ fn add_firmware(ram: &mut GuestRam, path: &Path) -> Result<()> {
         return Err(failed(format!("{size} bytes; expected a multiple of 4 KiB, at most 8 MiB")));
     }
     Ok(ram.add_rom((1 << 32) - size, &image)?)
-}
-
-/// The functions on the first bus.
-fn pci_root(
-    effects: &Effects,
-    bridge: Arc<Mutex<I440Fx>>,
-    devices: &Devices,
-    lines: &Arc<dyn IrqSink>,
-    ide: Arc<Mutex<PiixIde>>,
-) -> Result<PciRoot> {
-    let isa = (0..16).map(|irq| IrqLine::new(lines.clone(), irq)).collect();
-    let pm_at = DevFn::new(SOUTH, PM_FUNCTION);
-    let pm = Piix4Pm::without_smm(SUBSYSTEM, IrqLine::new(lines.clone(), IRQ_SCI));
-    let mut root = PciRoot::new(effects.clone());
-    root.add(BusId::ROOT, DevFn::new(0, 0), bridge)?;
-    root.add(BusId::ROOT, DevFn::new(SOUTH, 0), shared(Piix3::new(SUBSYSTEM, IntxRouter::new(isa))))?;
-    root.add(BusId::ROOT, DevFn::new(SOUTH, IDE_FUNCTION), ide)?;
-    root.add(BusId::ROOT, pm_at, shared(pm))?;
-    for (region, index) in [
-        (piix::PM_EVENT, acpi_pm::PM1A_EVT),
-        (piix::PM_CONTROL, acpi_pm::PM1A_CNT),
-        (piix::PM_TIMER, acpi_pm::PM_TMR),
-    ] {
-        root.redirect((BusId::ROOT, pm_at), region, devices.pm.clone(), index)?;
-    }
-    if let Some(legacy) = &devices.legacy {
-        root.redirect((BusId::ROOT, pm_at), piix::SMBUS, legacy.smbus.clone(), 0)?;
-    }
-    Ok(root)
-}
-
-/// Puts on the buses what this board has in places of its own and no PCI function claims.
-fn wire(
-    layout: &mut BusLayout,
-    devices: &Devices,
-    mut config_ports: ConfigPorts,
-    debug_console: Option<Box<dyn Write + Send>>,
-) -> Result<()> {
-    let ports = &mut layout.pio;
-    config_ports.set_reset_control(devices.reset.clone(), 0);
-    ports.register(CONFIG_PORTS, CONFIG_PORTS_LEN, shared(config_ports), 0, "pci-config")?;
-    ports.register(GPE0, 4, devices.pm.clone(), acpi_pm::GPE0, "gpe0")?;
-    ports.register(SMI_CMD, 2, devices.pm.clone(), acpi_pm::SMI_CMD, "smi-command")?;
-    let output = debug_console.unwrap_or_else(|| Box::new(std::io::sink()));
-    ports.register(DEBUG_CONSOLE, 1, shared(DebugCon::new(output)), 0, "debug-console")?;
-    if let Some(legacy) = &devices.legacy {
-        legacy.wire(layout)?;
-    }
-    if let Some(fw_cfg) = &devices.fw_cfg {
-        let ports = &mut layout.pio;
-        ports.register(FW_CFG_DMA, 8, fw_cfg.clone(), fw_cfg::DMA, "fw-cfg-dma")?;
-    }
-    Ok(())
 }

@@ -2,13 +2,16 @@
 
 use trapline_boot::RamRange;
 use trapline_boot::acpi::{self, AcpiConfig};
-use trapline_boot::smbios::{self, SmbiosConfig};
-use trapline_chipset::fw_cfg::{BootDevice as FwBootDevice, E820Entry, E820Kind, FwCfg, PcItems};
+use trapline_boot::smbios::{self, FirmwareSmbios, SmbiosConfig};
+use trapline_chipset::FwCfg;
+use trapline_chipset::fw_cfg::{BootDevice as FwBootDevice, E820Entry, E820Kind, PcItems};
 use trapline_chipset::rtc::{BootClass, DiskTranslation};
 
+use super::devices::IRQ_LPT1;
 use super::drives::Drives;
-use super::legacy::{HPET, LPT1};
-use super::{BootDevice, FW_CFG, GPE0, IDE_FUNCTION, PM_TIMER, PM1A_CONTROL, PM1A_EVENT, SLP_TYP_S5, SOUTH};
+use super::{
+    BootDevice, FW_CFG, GPE0, HPET, IDE_FUNCTION, LPT1, PM_TIMER, PM1A_CONTROL, PM1A_EVENT, SLP_TYP_S5, SOUTH,
+};
 use crate::Result;
 use crate::chassis::lock;
 use crate::devices::{COM1, Devices, IOAPIC, IRQ_COM1, IRQ_SCI, LOCAL_APIC};
@@ -19,12 +22,12 @@ const RESET: u16 = 0xcf9;
 /// What makes the reset control register reset: SYS_RST and RST_CPU.
 const RESET_VALUE: u8 = 0x06;
 /// ISA interrupts for PIRQs.
-const LINK_IRQS: [u8; 3] = [5, 10, 11];
+pub(crate) const LINK_IRQS: [u8; 3] = [5, 10, 11];
 /// The last address for BARs below 4 GiB.
-const PCI_MEMORY_END: u64 = 0xfebf_ffff;
+pub(crate) const PCI_MEMORY_END: u64 = 0xfebf_ffff;
 
 /// What the tables tell about the board.
-pub(crate) fn acpi_config(cpus: u32, ram: &[RamRange]) -> AcpiConfig {
+pub(crate) fn acpi_config(cpus: u32, vga: bool, ram: &[RamRange]) -> AcpiConfig {
     AcpiConfig {
         apic_ids: (0..cpus).collect(),
         local_apic_address: LOCAL_APIC,
@@ -40,8 +43,9 @@ pub(crate) fn acpi_config(cpus: u32, ram: &[RamRange]) -> AcpiConfig {
         s5_sleep_type: SLP_TYP_S5,
         i8042: true,
         rtc: Some(0x32),
+        vga,
         serial: vec![(COM1, IRQ_COM1 as u8)],
-        parallel: vec![LPT1],
+        parallel: vec![(LPT1, IRQ_LPT1 as u8)],
         hpet: Some(HPET),
         pci: Some(acpi::PciRoot {
             last_bus: 0xff,
@@ -56,33 +60,32 @@ pub(crate) fn acpi_config(cpus: u32, ram: &[RamRange]) -> AcpiConfig {
 }
 
 /// Where BARs below 4 GiB begin: where the firmware puts the first one.
-fn pci_memory_start(ram: &[RamRange]) -> u64 {
+pub(crate) fn pci_memory_start(ram: &[RamRange]) -> u64 {
     const LOW: u64 = 0x8000_0000;
     let end = ram.iter().map(|range| range.base + range.size).filter(|end| *end < 1 << 32).max();
     if end.unwrap_or(0) <= LOW { LOW } else { 0xc000_0000 }
 }
 
-/// The ACPI tables for the firmware to put in place.
-pub(crate) fn add_acpi(fw_cfg: &mut FwCfg, config: &AcpiConfig) -> Result<()> {
-    let acpi::FirmwareTables { rsdp, tables, loader } = acpi::firmware(config)?;
-    for (name, data) in [(acpi::RSDP_FILE, rsdp), (acpi::TABLES_FILE, tables), (acpi::LOADER_FILE, loader)] {
-        fw_cfg.add_file(name, data)?;
-    }
-    Ok(())
-}
-
-/// What `dmidecode` shows.
+/// The machine as its operating system shows it to users.
 pub(crate) fn smbios_config(cpus: u32, ram: &[RamRange]) -> SmbiosConfig {
     let mut config = SmbiosConfig { ram: ram.to_vec(), ..SmbiosConfig::default() };
     config.processors.sockets = cpus as u16; // at most MAX_CPUS
     config
 }
 
-/// The SMBIOS tables for the firmware to put in place.
-pub(crate) fn add_smbios(fw_cfg: &mut FwCfg, config: &SmbiosConfig) -> Result<()> {
-    let smbios::FirmwareSmbios { anchor, tables } = smbios::firmware(config)?;
-    fw_cfg.add_file(smbios::ANCHOR_FILE, anchor)?;
-    fw_cfg.add_file(smbios::TABLES_FILE, tables)?;
+/// The tables for the firmware to put in place.
+pub(crate) fn add_tables(fw_cfg: &mut FwCfg, acpi: &AcpiConfig, smbios: &SmbiosConfig) -> Result<()> {
+    let acpi::FirmwareTables { rsdp, tables, loader } = acpi::firmware(acpi)?;
+    let FirmwareSmbios { anchor, tables: smbios_tables } = smbios::firmware(smbios)?;
+    for (name, data) in [
+        (acpi::RSDP_FILE, rsdp),
+        (acpi::TABLES_FILE, tables),
+        (acpi::LOADER_FILE, loader),
+        (smbios::ANCHOR_FILE, anchor),
+        (smbios::TABLES_FILE, smbios_tables),
+    ] {
+        fw_cfg.add_file(name, data)?;
+    }
     Ok(())
 }
 
@@ -90,21 +93,19 @@ pub(crate) fn add_smbios(fw_cfg: &mut FwCfg, config: &SmbiosConfig) -> Result<()
 pub(crate) fn set_cmos(devices: &Devices, drives: &Drives, boot: &[BootDevice], cpus: u32) {
     /// Equipment: mathematics coprocessor, PS/2 pointing device.
     const EQUIPMENT: u8 = 0x06;
-    let order: Vec<BootClass> = boot
-        .iter()
-        .map(|kind| match kind {
-            BootDevice::Disk => BootClass::Disk,
-            BootDevice::Cdrom => BootClass::Cdrom,
-        })
-        .collect();
-    let translations = std::array::from_fn(|at| {
-        let large = drives.disk(at).is_some_and(|disk| disk.size() > LARGEST_UNTRANSLATED);
-        if large { DiskTranslation::Lba } else { DiskTranslation::None }
-    });
+    let class = |device: &BootDevice| match device {
+        BootDevice::Disk => BootClass::Disk,
+        BootDevice::Cdrom => BootClass::Cdrom,
+    };
+    let classes: Vec<_> = boot.iter().map(class).collect();
+    let translation = |index| match drives.disk(index) {
+        Some(disk) if disk.size() > LARGEST_UNTRANSLATED => DiskTranslation::Lba,
+        _ => DiskTranslation::None,
+    };
     let mut rtc = lock(&devices.rtc);
     rtc.set_cmos(0x14, EQUIPMENT);
-    rtc.set_boot_order(&order);
-    rtc.set_disk_translations(translations);
+    rtc.set_boot_order(&classes);
+    rtc.set_disk_translations([0, 1, 2, 3].map(translation));
     rtc.set_processors(cpus);
 }
 
@@ -112,6 +113,7 @@ pub(crate) fn set_cmos(devices: &Devices, drives: &Drives, boot: &[BootDevice], 
 pub(crate) fn pc_items(
     cpus: u32,
     memory: u64,
+    vga: bool,
     ram: &[RamRange],
     drives: &Drives,
     boot: &[BootDevice],
@@ -131,7 +133,7 @@ pub(crate) fn pc_items(
     PcItems {
         boot_order: boot_order.collect(),
         e820: ram.iter().map(e820).collect(),
-        graphics: false,
+        graphics: vga,
         ..PcItems::new(cpus as u16, memory) // at most MAX_CPUS
     }
 }

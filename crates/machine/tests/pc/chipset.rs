@@ -1,7 +1,7 @@
 //! The chipset through its ports, with no processor running.
 
 use trapline_device::AccessSize::{Byte, Dword, Qword, Word};
-use trapline_machine::pc::{Firmware, GuestAccess};
+use trapline_machine::pc::{Firmware, GuestAccess, Start};
 use trapline_machine::{MachineConfig, Pc, PcConfig, Serial};
 use trapline_vcpu::Accel;
 
@@ -17,7 +17,7 @@ fn board_with(change: impl FnOnce(&mut PcConfig)) -> Pc {
     let image = dir.path().join("rom");
     let pattern: Vec<u8> = (0..0x4_0000_u32).map(|at| (at >> 12) as u8).collect();
     std::fs::write(&image, pattern).unwrap();
-    let mut config = PcConfig::new(Firmware { image });
+    let mut config = PcConfig::new(Start::Firmware(Firmware { image }));
     config.machine =
         MachineConfig { memory: 16 * MIB, accel: Accel::Soft, serial: Serial::Null, ..Default::default() };
     change(&mut config);
@@ -44,8 +44,13 @@ fn the_functions_are_those_of_an_i440fx() {
         .map(|function| (function, config_read(&mut access, function, 0)))
         .filter(|(_, id)| *id != u32::MAX)
         .collect();
-    let expected =
-        [(0, 0x1237_8086), (PIIX3, 0x7000_8086), (PIIX3 | 1, 0x7010_8086), (PIIX3 | 3, 0x7113_8086)];
+    let expected = [
+        (0, 0x1237_8086),
+        (PIIX3, 0x7000_8086),
+        (PIIX3 | 1, 0x7010_8086),
+        (PIIX3 | 3, 0x7113_8086),
+        (2 << 3, 0x1111_1234),
+    ];
     assert_eq!(found, expected);
     // No SMM: firmware is told that SMIs are set up.
     assert_eq!(config_read(&mut access, PIIX3 | 3, 0x58), 1 << 25);

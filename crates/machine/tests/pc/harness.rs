@@ -9,7 +9,7 @@ use std::time::Duration;
 pub use common::*;
 use iced_x86::code_asm::*;
 use trapline_disk::{Format, OpenOptions};
-use trapline_machine::pc::{DriveConfig, Firmware};
+use trapline_machine::pc::{DriveConfig, Firmware, Start};
 use trapline_machine::{MachineConfig, Pc, PcConfig, Serial};
 use trapline_vcpu::Accel;
 
@@ -56,7 +56,7 @@ pub fn raw(path: impl Into<std::path::PathBuf>) -> DriveConfig {
 /// A machine with its firmware, and the outputs of its serial port and debug console.
 pub fn machine(accel: Accel, firmware: Firmware, change: impl FnOnce(&mut PcConfig)) -> (Pc, Output, Output) {
     let (serial, log) = (Output::default(), Output::default());
-    let mut config = PcConfig::new(firmware);
+    let mut config = PcConfig::new(Start::Firmware(firmware));
     config.machine = MachineConfig {
         memory: 32 * MIB,
         accel,
