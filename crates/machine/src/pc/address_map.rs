@@ -15,7 +15,9 @@ use crate::devices::shared;
 const LEGACY_VIDEO: u64 = 0xa_0000;
 /// Where the segments of the PAM registers begin.
 const SEGMENTS: u64 = 0xc_0000;
-pub(crate) const MIB: u64 = 1 << 20;
+const MIB: u64 = 1 << 20;
+/// From here to 4 GiB are I/O APIC, HPET, local APICs, pages of the engine's, and ROM.
+const FIXED: u64 = 0xfec0_0000;
 
 /// The memory of a PC, without what its host bridge and PCI functions change.
 pub(crate) struct AddressMap {
@@ -58,9 +60,14 @@ impl AddressMap {
             let rom = self.alias.and_then(|rom| part(&rom, shadow.start, shadow.start + shadow.len));
             slots.extend(rom);
         }
-        // RAM goes before a BAR that a guest has put over it, and so does the BAR that was there first.
+        // RAM goes before a BAR that a guest has put over it, and so do the BAR that was there first and what
+        // has fixed addresses.
+        let overlaps = |slot: &Slot, start, end| slot.gpa < end && start < slot.end();
         for device in devices {
-            if !slots.iter().any(|slot| slot.gpa < device.end() && device.gpa < slot.end()) {
+            if !overlaps(device, FIXED, 1 << 32)
+                && !overlaps(device, 0, MIB)
+                && !slots.iter().any(|slot| overlaps(slot, device.gpa, device.end()))
+            {
                 slots.push(*device);
             }
         }
@@ -218,9 +225,14 @@ mod tests {
         let (_ram, map, _) = board();
         let all = shadows(shadow(F, 0x1_0000, false, false));
         let device = |gpa| Slot { gpa, size: 2 * MIB, hpa: 0, read_only: false, log_dirty: false };
-        let slots = map.slots(&all, Smram::default(), &[device(3 * MIB), device(0xe000_0000)]);
+        let devices = [3 * MIB, 0xe000_0000, 0xfeb0_0000, 0xfff0_0000, 0xa_0000].map(device);
+        let slots = map.slots(&all, Smram::default(), &devices);
         assert_eq!(at(&slots, 3 * MIB), Some((3 * MIB, false)));
-        assert_eq!(at(&slots, 5 * MIB), None);
+        assert_eq!(at(&slots, LEGACY_VIDEO), None);
+        assert_eq!(
+            (at(&slots, 5 * MIB), at(&slots, 0xfeb0_0000), at(&slots, 0xfee0_0000)),
+            (None, None, None)
+        );
         assert_eq!(at(&slots, 0xe000_0000), Some((0, false)));
         assert!(slots.is_sorted_by(|one, next| one.end() <= next.gpa));
     }

@@ -6,7 +6,6 @@ use trapline_machine::{MachineConfig, Microvm, MicrovmConfig, Outcome, Serial};
 use trapline_vcpu::{Accel, CpuModel};
 
 use crate::harness::*;
-use crate::interrupts::{start_pic, start_pit};
 
 /// Runs a guest with one processor on the soft engine.
 fn run_soft(
@@ -16,7 +15,7 @@ fn run_soft(
 ) -> Ran {
     let dir = tempfile::tempdir().unwrap();
     let output = Output::default();
-    let mut config = MicrovmConfig::new(kernel(&dir, code));
+    let mut config = MicrovmConfig::new(kernel(dir.path(), code));
     config.machine = MachineConfig {
         memory: 4 * MIB,
         accel: Accel::Soft,

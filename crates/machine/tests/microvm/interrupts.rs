@@ -9,54 +9,10 @@ const LAPIC_SVR: u32 = 0xfee0_00f0;
 const IOAPIC_SELECT: u32 = 0xfec0_0000;
 const IOAPIC_WINDOW: u32 = 0xfec0_0010;
 
-/// Guest: starts channel 0 as a rate generator of `divisor` ticks.
-pub fn start_pit(a: &mut CodeAssembler, divisor: u32) -> AsmResult {
-    for (port, value) in [(0x43, 0x34), (0x40, divisor & 0xff), (0x40, divisor >> 8)] {
-        out(a, port, value)?;
-    }
-    Ok(())
-}
-
-/// Guest: ICW1 to ICW4 of both chips, vectors from 0x20 and 0x28, and the masks.
-pub fn start_pic(a: &mut CodeAssembler, mask: u32) -> AsmResult {
-    for (port, value) in [
-        (0x20, 0x11),
-        (0x21, 0x20),
-        (0x21, 0x04),
-        (0x21, 0x01),
-        (0xa0, 0x11),
-        (0xa1, 0x28),
-        (0xa1, 0x02),
-        (0xa1, 0x01),
-        (0x21, mask & 0xff),
-        (0xa1, mask >> 8),
-    ] {
-        out(a, port, value)?;
-    }
-    Ok(())
-}
-
 /// Guest: writes an IOAPIC register.
 fn ioapic(a: &mut CodeAssembler, register: u32, value: u32) -> AsmResult {
     a.mov(dword_ptr(IOAPIC_SELECT), register)?;
     a.mov(dword_ptr(IOAPIC_WINDOW), value)
-}
-
-/// Guest: waits for interrupts, halted. Handlers come back here without IRET: `esp` is set anew.
-fn wait(a: &mut CodeAssembler, wait: &mut CodeLabel) -> AsmResult {
-    a.set_label(wait)?;
-    a.mov(esp, 0x38_0000)?;
-    a.sti()?;
-    a.hlt()?;
-    a.jmp(*wait)
-}
-
-/// Guest: counts in EDI, and ends when it is `n`.
-fn count_to(a: &mut CodeAssembler, n: i32, wait: CodeLabel) -> AsmResult {
-    a.inc(edi)?;
-    a.cmp(edi, n)?;
-    a.jb(wait)?;
-    exit(a, n as u32)
 }
 
 #[test]
@@ -215,20 +171,4 @@ fn the_power_button_raises_the_sci() {
         press.join().unwrap();
         assert_eq!(ran.outcome, Outcome::DebugExit(0x11 << 1 | 1), "{accel}");
     });
-}
-
-/// Guest: sends a letter for each timer interrupt, 10 ms apart, and ends after the last.
-pub fn alphabet(a: &mut CodeAssembler) -> AsmResult {
-    let (mut handler, mut idle) = (a.create_label(), a.create_label());
-    a.xor(edi, edi)?;
-    gate(a, 0x20, handler)?;
-    start_pic(a, 0xfffe)?;
-    start_pit(a, 11932)?;
-    wait(a, &mut idle)?;
-    a.set_label(&mut handler)?;
-    a.mov(edx, COM1)?;
-    a.lea(eax, ptr(edi + u32::from(b'a')))?;
-    a.out(dx, al)?;
-    out(a, 0x20, 0x20)?;
-    count_to(a, 26, idle)
 }

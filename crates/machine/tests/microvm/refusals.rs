@@ -18,7 +18,7 @@ fn with(kernel: impl Into<std::path::PathBuf>, change: impl FnOnce(&mut MachineC
 #[test]
 fn impossible_machines_are_refused_in_one_line() {
     let dir = tempfile::tempdir().unwrap();
-    let good = kernel(&dir, |a| exit(a, 1));
+    let good = kernel(dir.path(), |a| exit(a, 1));
     let text = dir.path().join("text");
     std::fs::write(&text, "#!/bin/sh\n").unwrap();
     let short = dir.path().join("short");

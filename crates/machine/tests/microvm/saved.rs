@@ -9,7 +9,7 @@ use trapline_machine::{MachineState, Outcome};
 fn a_saved_machine_goes_on_elsewhere() {
     on_every_engine(|accel| {
         // Counts timer interrupts and sends one letter for each; 26 in all.
-        let guest = |a: &mut iced_x86::code_asm::CodeAssembler| crate::interrupts::alphabet(a);
+        let guest = |a: &mut iced_x86::code_asm::CodeAssembler| alphabet(a);
         let (mut first, first_output) = machine(accel, None, guest);
         let (remote, watched) = (first.remote(), first_output.clone());
         let stop = std::thread::spawn(move || {

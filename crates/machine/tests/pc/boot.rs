@@ -53,13 +53,6 @@ fn read_two_sectors(a: &mut CodeAssembler) -> AsmResult {
     a.out(dx, al)
 }
 
-/// Guest in real mode: ends with `(value << 1) | 1`.
-fn exit16(a: &mut CodeAssembler, value: u32) -> AsmResult {
-    a.mov(dx, DEBUG_EXIT)?;
-    a.mov(ax, value)?;
-    a.out(dx, al)
-}
-
 /// Two sectors with a text each.
 fn texts() -> Vec<u8> {
     let mut sectors = vec![0; 2 * SECTOR];
@@ -71,12 +64,16 @@ fn texts() -> Vec<u8> {
 
 #[test]
 fn a_boot_sector_reads_further_sectors() {
-    let Some(firmware) = seabios() else { return };
+    if seabios().is_none() {
+        return;
+    }
     on_every_engine(|accel| {
-        let dir = tempfile::tempdir().unwrap();
-        let image = disk(dir.path(), read_two_sectors, &texts());
-        let made = machine(accel, firmware.clone(), |config| config.drives.push(raw(&image)));
-        let log = made.2.clone();
+        let made = machine(
+            accel,
+            |_| seabios().unwrap(),
+            |config, dir| config.drives.push(raw(disk(dir, read_two_sectors, &texts()))),
+        );
+        let log = made.log.clone();
         let ran = finish(made);
         assert_eq!(ran.outcome, Outcome::DebugExit(3), "{accel}: {}", log.text());
         assert!(ran.output.ends_with("the second sector\nthe third sector\n"), "{accel}: {}", ran.output);

@@ -1,16 +1,17 @@
-//! Machines with SeaBIOS and a boot sector.
+//! Machines with firmware, or with a kernel and without.
 
 #[path = "../common/mod.rs"]
 mod common;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use common::*;
 use iced_x86::code_asm::*;
+use tempfile::TempDir;
 use trapline_disk::{Format, OpenOptions};
 use trapline_machine::pc::{DriveConfig, Firmware, Start};
-use trapline_machine::{MachineConfig, Pc, PcConfig, Serial};
+use trapline_machine::{KernelConfig, MachineConfig, Pc, PcConfig, Serial};
 use trapline_vcpu::Accel;
 
 pub const SECTOR: usize = 512;
@@ -19,22 +20,27 @@ pub const BOOT: u64 = 0x7c00;
 /// Longer than any guest takes, even where the kernel emulates it.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// A machine, what it is made of, and the outputs of its serial port and debug console.
+pub struct Machine {
+    pub pc: Pc,
+    pub serial: Output,
+    pub log: Output,
+    /// Its files: a reset loads a kernel again.
+    _dir: TempDir,
+}
+
 /// Debian's SeaBIOS, or a word on why there is no test.
-pub fn seabios() -> Option<Firmware> {
+pub fn seabios() -> Option<Start> {
     let firmware: Firmware = "seabios".parse().unwrap();
     let there = firmware.image.exists();
     if !there {
         eprintln!("skipped: no {} (package seabios)", firmware.image.display());
     }
-    there.then_some(firmware)
+    there.then_some(Start::Firmware(firmware))
 }
 
 /// A disk image in `dir` that begins with a boot sector, and goes on with `rest`.
-pub fn disk(
-    dir: &Path,
-    code: impl FnOnce(&mut CodeAssembler) -> AsmResult,
-    rest: &[u8],
-) -> std::path::PathBuf {
+pub fn disk(dir: &Path, code: impl FnOnce(&mut CodeAssembler) -> AsmResult, rest: &[u8]) -> PathBuf {
     let mut asm = CodeAssembler::new(16).unwrap();
     code(&mut asm).unwrap();
     let mut image = asm.assemble(BOOT).unwrap();
@@ -49,14 +55,18 @@ pub fn disk(
 }
 
 /// A raw disk at the first free place.
-pub fn raw(path: impl Into<std::path::PathBuf>) -> DriveConfig {
+pub fn raw(path: impl Into<PathBuf>) -> DriveConfig {
     DriveConfig::disk(OpenOptions { format: Some(Format::Raw), ..OpenOptions::new(path) })
 }
 
-/// A machine with its firmware, and the outputs of its serial port and debug console.
-pub fn machine(accel: Accel, firmware: Firmware, change: impl FnOnce(&mut PcConfig)) -> (Pc, Output, Output) {
-    let (serial, log) = (Output::default(), Output::default());
-    let mut config = PcConfig::new(Start::Firmware(firmware));
+/// A machine that starts with what `start` makes in a folder, and has what `change` gives it.
+pub fn machine(
+    accel: Accel,
+    start: impl FnOnce(&Path) -> Start,
+    change: impl FnOnce(&mut PcConfig, &Path),
+) -> Machine {
+    let (serial, log, dir) = (Output::default(), Output::default(), tempfile::tempdir().unwrap());
+    let mut config = PcConfig::new(start(dir.path()));
     config.machine = MachineConfig {
         memory: 32 * MIB,
         accel,
@@ -64,16 +74,46 @@ pub fn machine(accel: Accel, firmware: Firmware, change: impl FnOnce(&mut PcConf
         ..MachineConfig::default()
     };
     config.debug_console = Some(Box::new(log.clone()));
-    change(&mut config);
-    (Pc::new(config).unwrap(), serial, log)
+    change(&mut config, dir.path());
+    Machine { pc: Pc::new(config).unwrap(), serial, log, _dir: dir }
+}
+
+/// What starts `code` without firmware: as on the board `microvm`.
+pub fn direct(code: impl FnOnce(&mut CodeAssembler) -> AsmResult) -> impl FnOnce(&Path) -> Start {
+    |dir| Start::Kernel(KernelConfig::new(kernel(dir, code)))
+}
+
+/// Size of a [`rom`], and what fills it where no code is.
+pub const ROM_SIZE: usize = 0x2_0000;
+pub const ROM_FILL: u8 = 0xcc;
+
+/// What starts a firmware ROM of 128 KiB whose code is executed after power-on, in real mode.
+pub fn rom(code: impl FnOnce(&mut CodeAssembler) -> AsmResult) -> impl FnOnce(&Path) -> Start {
+    /// In the last 64 KiB.
+    const CODE: usize = 0xe000;
+    |dir| {
+        let mut asm = CodeAssembler::new(16).unwrap();
+        code(&mut asm).unwrap();
+        let code = asm.assemble(CODE as u64).unwrap();
+        let mut image = vec![ROM_FILL; ROM_SIZE];
+        let segment = &mut image[ROM_SIZE - 0x1_0000..];
+        segment[CODE..CODE + code.len()].copy_from_slice(&code);
+        let distance = (CODE as i32 - (0xfff0 + 3)) as i16;
+        segment[0xfff0] = 0xe9; // jmp
+        segment[0xfff1..0xfff3].copy_from_slice(&distance.to_le_bytes());
+        let image_path = dir.join("rom");
+        std::fs::write(&image_path, image).unwrap();
+        Start::Firmware(Firmware { image: image_path })
+    }
 }
 
 /// Runs a machine to its end, or until patience ends, which is a failure.
-pub fn finish((mut machine, serial, log): (Pc, Output, Output)) -> Ran {
-    let (outcome, late) = watched(machine.remote(), PATIENCE, || machine.run());
-    let said = || format!("it said {:?}\n{}\n{}", serial.text(), log.text(), machine.stats());
+pub fn finish(machine: Machine) -> Ran {
+    let Machine { mut pc, serial, log, _dir } = machine;
+    let (outcome, late) = watched(pc.remote(), PATIENCE, || pc.run());
+    let said = || format!("it said {:?}\n{}\n{}", serial.text(), log.text(), pc.stats());
     assert!(!late, "the guest hangs; {}", said());
-    Ran { outcome: outcome.unwrap(), output: serial.text(), stats: machine.stats() }
+    Ran { outcome: outcome.unwrap(), output: serial.text(), stats: pc.stats() }
 }
 
 /// Guest in real mode: sends the bytes at DS:SI up to a zero to COM1. Changes AX, DX and SI.
@@ -90,3 +130,27 @@ pub fn print(a: &mut CodeAssembler) -> AsmResult {
     a.set_label(&mut end)?;
     a.nop()
 }
+
+/// Guest in real mode: ends with `(value << 1) | 1`.
+pub fn exit16(a: &mut CodeAssembler, value: u32) -> AsmResult {
+    a.mov(dx, DEBUG_EXIT)?;
+    a.mov(ax, value)?;
+    a.out(dx, al)
+}
+
+/// Guest: points CONFIG_DATA at the doubleword of a register of a function on the first bus. DX becomes the
+/// port of the register's byte.
+pub fn config(a: &mut CodeAssembler, function: u32, register: u32) -> AsmResult {
+    a.mov(dx, 0xcf8)?;
+    a.mov(eax, 1 << 31 | function << 8 | register & !3)?;
+    a.out(dx, eax)?;
+    a.mov(dx, 0xcfc + (register & 3))
+}
+
+/// The ISA bridge; its functions follow.
+pub const SOUTH: u32 = 1 << 3;
+pub const PM: u32 = SOUTH | 3;
+/// PAM0 of the host bridge, and its bits for 0xf0000.
+pub const PAM0: u32 = 0x59;
+pub const PAM_ROM: u32 = 0;
+pub const PAM_RAM: u32 = 0x30;

@@ -2,4 +2,9 @@
 
 mod boot;
 mod chipset;
+mod firmware;
 mod harness;
+mod hostile;
+mod kernel;
+mod refusals;
+mod saved;
