@@ -36,7 +36,7 @@ pub struct MachineOptions {
     /// Add the devices that bare-metal test kernels for QEMU expect: isa-debug-exit, pc-testdev, fw_cfg
     #[arg(long)]
     testdev: bool,
-    /// Say at the end what it has cost
+    /// Say at the end what it has cost: exits by reason and device, with their share of time
     #[arg(long)]
     pub stats: bool,
 }
@@ -53,6 +53,7 @@ impl MachineOptions {
             icount: self.icount,
             serial: self.serial.parse()?,
             testdev: self.testdev,
+            profile: self.stats,
         })
     }
 }

@@ -17,6 +17,7 @@ use crate::control::{Control, Outcome};
 use crate::devices::Devices;
 use crate::event_loop::{self, Watch};
 use crate::irq::Intr;
+use crate::profile::Profile;
 use crate::remote::Remote;
 use crate::run::{Board, Routes, Shared, run_vcpu};
 use crate::stats::{self, Stats};
@@ -41,6 +42,7 @@ pub(crate) struct Core {
     pub(crate) touched: Touched,
     pub(crate) intr: Arc<Intr>,
     pub(crate) console: Console,
+    profile: bool,
     input: Option<InputFile>,
     serial_path: Option<String>,
     serial_peer: Option<File>,
@@ -49,7 +51,8 @@ pub(crate) struct Core {
 impl Core {
     /// Processors in their power-on state, which see `slots` of the memory.
     pub(crate) fn new(config: MachineConfig, arena: &Arc<Arena>, slots: &[Slot]) -> Result<Self> {
-        let MachineConfig { memory: _, cpus, accel, cpu, paging, icount, serial, testdev: _ } = config;
+        let MachineConfig { memory: _, cpus, accel, cpu, paging, icount, serial, testdev: _, profile } =
+            config;
         let icount = icount.map(InstructionClock::new).transpose()?.map(Arc::new);
         let (clock, today): (Arc<dyn Clock>, _) = match &icount {
             Some(icount) => (icount.clone(), ICOUNT_START),
@@ -81,6 +84,7 @@ impl Core {
             touched,
             intr,
             console,
+            profile,
             input,
             serial_path: path,
             serial_peer: peer,
@@ -133,6 +137,8 @@ pub(crate) struct Chassis {
     serial_path: Option<String>,
     /// See [`Port::peer`].
     _serial_peer: Option<File>,
+    /// One for each vCPU, if it is wanted.
+    profiles: Vec<Option<Profile>>,
     engine: String,
     wall: Duration,
     cpu: Duration,
@@ -150,6 +156,7 @@ impl Chassis {
             touched,
             intr,
             console,
+            profile,
             input,
             serial_path,
             serial_peer,
@@ -165,6 +172,7 @@ impl Chassis {
         let routes = Routes::default();
         routes.tell(&ioapic, &*vm)?;
         let shared = Shared { vm, ports, mmio, pic, intr, ioapic, routes, timers, control, effects, board };
+        let profiles = vcpus.iter().map(|_| profile.then(Profile::default)).collect();
         Ok(Self {
             shared: Arc::new(shared),
             devices,
@@ -174,6 +182,7 @@ impl Chassis {
             input,
             serial_path,
             _serial_peer: serial_peer,
+            profiles,
             engine: why,
             wall: Duration::ZERO,
             cpu: Duration::ZERO,
@@ -189,12 +198,12 @@ impl Chassis {
         let shared = &*self.shared;
         let panicked = thread::scope(|scope| {
             let mut threads = Vec::new();
-            for vcpu in &mut self.vcpus {
+            for (vcpu, profile) in self.vcpus.iter_mut().zip(&mut self.profiles) {
                 let id = vcpu.id();
                 let run = move || {
                     // A panic, too, must end the run.
                     let _end = EndOfThread(&shared.control);
-                    if let Err(e) = run_vcpu(shared, &mut **vcpu) {
+                    if let Err(e) = run_vcpu(shared, &mut **vcpu, profile.as_mut()) {
                         shared.control.finish(Err(e));
                     }
                 };
@@ -248,7 +257,18 @@ impl Chassis {
             detail: stats::detail(&self.vcpus),
             ports: self.shared.ports.load().stats().collect(),
             mmio: self.shared.mmio.load().stats().collect(),
+            profile: self.profile(),
         }
+    }
+}
+
+impl Chassis {
+    /// What all vCPUs did, if that was wanted.
+    fn profile(&self) -> Option<Profile> {
+        let mut profiles = self.profiles.iter().flatten();
+        let mut sum = profiles.next()?.clone();
+        profiles.for_each(|profile| sum.merge(profile));
+        Some(sum)
     }
 }
 

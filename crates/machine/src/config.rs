@@ -41,6 +41,8 @@ pub struct MachineConfig {
     /// Whether there are the devices that bare-metal test kernels written for QEMU expect: isa-debug-exit at
     /// port 0xf4, pc-testdev, and fw_cfg with what they ask for.
     pub testdev: bool,
+    /// Whether [`Stats::profile`](crate::Stats::profile) says where time goes, which takes time itself.
+    pub profile: bool,
 }
 
 impl Default for MachineConfig {
@@ -55,6 +57,7 @@ impl Default for MachineConfig {
             icount: None,
             serial: Serial::Stdio,
             testdev: false,
+            profile: false,
         }
     }
 }

@@ -91,9 +91,18 @@ pub(crate) fn wait_writable(fd: &impl AsRawFd, milliseconds: i32) -> io::Result<
 
 /// Processor time that this process has used so far, in user and kernel mode.
 pub(crate) fn cpu_time() -> Duration {
+    usage_of(libc::RUSAGE_SELF)
+}
+
+/// Processor time that this thread has used so far.
+pub(crate) fn thread_cpu_time() -> Duration {
+    usage_of(libc::RUSAGE_THREAD)
+}
+
+fn usage_of(whose: libc::c_int) -> Duration {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: the pointer is to memory of the right type.
-    let result = unsafe { libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) };
+    let result = unsafe { libc::getrusage(whose, usage.as_mut_ptr()) };
     if result != 0 {
         return Duration::ZERO;
     }

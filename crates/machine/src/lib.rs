@@ -1,15 +1,16 @@
 //! Boards: where devices are wired to buses, and the loop that runs a guest on them.
 //!
-//! [`Microvm`] is the one board so far: see [`microvm`] for its devices and addresses.
+//! [`Microvm`] is a machine with few devices that starts a kernel, [`Pc`] one that firmware and operating
+//! systems take for a PC: see [`microvm`] and [`pc`] for their devices and addresses.
 //!
 //! # Threads
 //!
-//! [`Microvm::run`] gives each vCPU a thread. An exit is served there, inline: the frozen buses find the device
+//! Running gives each vCPU a thread. An exit is served there, inline: the buses find the device
 //! without a lock, and lock only that one. Devices that time drives are called from the loop of vCPU 0 where
 //! the engine keeps deadlines, else by a timer. The calling thread serves the host's side: input, the timer,
 //! the end of the run.
 //!
-//! Left out: PCI, virtio, a reset that starts the guest again (the run ends with [`Outcome::Reset`]), pausing while the guest runs on other threads.
+//! Left out: virtio, pausing while the guest runs on other threads.
 //!
 //! ```no_run
 //! use trapline_machine::{Microvm, MicrovmConfig, Outcome};
@@ -34,6 +35,7 @@ mod host;
 mod irq;
 pub mod microvm;
 pub mod pc;
+mod profile;
 mod remote;
 mod run;
 mod state;
@@ -47,6 +49,7 @@ pub use control::Outcome;
 pub use error::{Error, Result};
 pub use microvm::{Microvm, MicrovmConfig};
 pub use pc::{Pc, PcConfig};
+pub use profile::{Profile, ProfileRow};
 pub use remote::Remote;
 pub use state::MachineState;
 pub use stats::Stats;

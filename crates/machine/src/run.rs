@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use trapline_device::AccessSize;
 use trapline_device::bus::{MmioBus, PioBus, Swap, View};
@@ -10,10 +11,11 @@ use trapline_irqchip::pic::PicPair;
 use trapline_pci::Effects;
 use trapline_vcpu::{Answer, Engine, Entry, Exit, Vcpu, Vm};
 
-use crate::Result;
 use crate::control::{Control, Outcome};
 use crate::irq::{self, Intr};
+use crate::profile::Profile;
 use crate::timers::Timers;
+use crate::{Result, host};
 
 /// What the vCPU threads of a machine share. Nothing here is locked as a whole: the buses find a device
 /// without a lock, and lock only that.
@@ -124,8 +126,12 @@ impl<'a> Access<'a> {
     }
 }
 
-/// Runs a vCPU until the machine stops.
-pub(crate) fn run_vcpu(shared: &Shared, vcpu: &mut dyn Vcpu) -> Result<()> {
+/// Runs a vCPU until the machine stops. `profile` is told where its time goes.
+pub(crate) fn run_vcpu(
+    shared: &Shared,
+    vcpu: &mut dyn Vcpu,
+    mut profile: Option<&mut Profile>,
+) -> Result<()> {
     let mut access = Access::new(shared);
     let boots = vcpu.id() == 0;
     if boots {
@@ -149,7 +155,13 @@ pub(crate) fn run_vcpu(shared: &Shared, vcpu: &mut dyn Vcpu) -> Result<()> {
         }
         let exit = vcpu.run(entry)?;
         ran = true;
-        answer = access.serve(vcpu, exit)?;
+        answer = match &mut profile {
+            None => access.serve(vcpu, exit)?,
+            Some(profile) => access.serve_measured(vcpu, exit, profile)?,
+        };
+    }
+    if let Some(profile) = profile {
+        profile.add_cpu(host::thread_cpu_time());
     }
     access.finish_exit(vcpu, answer)
 }
@@ -161,6 +173,16 @@ impl Access<'_> {
             answer = self.serve(vcpu, exit)?;
         }
         Ok(())
+    }
+
+    /// The same, with a look at the clock.
+    fn serve_measured(&mut self, vcpu: &mut dyn Vcpu, exit: Exit, profile: &mut Profile) -> Result<Answer> {
+        let start = Instant::now();
+        // The buses on which the access is served: it may replace them.
+        let (ports, mmio) = (self.ports.current(), self.mmio.current());
+        let answer = self.serve(vcpu, exit);
+        profile.record(&exit, start, &ports, &mmio);
+        answer
     }
 
     /// Does what an exit asks for.

@@ -7,12 +7,14 @@ use std::time::Duration;
 use trapline_device::bus::RegionStats;
 use trapline_vcpu::{ExitStats, Vcpu};
 
+use crate::profile::Profile;
+
 /// What a machine did so far.
 #[derive(Clone, Debug)]
 pub struct Stats {
     /// The engine, and why it was chosen.
     pub engine: String,
-    /// Time spent in [`Microvm::run`](crate::Microvm::run).
+    /// Time spent running.
     pub wall: Duration,
     /// Processor time that the process used meanwhile.
     pub cpu: Duration,
@@ -24,6 +26,8 @@ pub struct Stats {
     pub ports: Vec<RegionStats>,
     /// Accesses of memory-mapped regions.
     pub mmio: Vec<RegionStats>,
+    /// Where the time of the vCPUs went, with [`MachineConfig::profile`](crate::MachineConfig::profile).
+    pub profile: Option<Profile>,
 }
 
 /// The sum of what each vCPU counts.
@@ -48,6 +52,10 @@ impl fmt::Display for Stats {
         }
         for (name, count) in &self.detail {
             writeln!(f, "detail  {name:<40}{count:>12}")?;
+        }
+        if let Some(profile) = &self.profile {
+            // It names the same regions, those that have moved meanwhile too.
+            return write!(f, "{profile}");
         }
         for (title, regions) in [("ports", &self.ports), ("mmio", &self.mmio)] {
             let used = regions.iter().filter(|region| region.reads + region.writes > 0);

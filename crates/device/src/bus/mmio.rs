@@ -74,6 +74,11 @@ impl MmioBus {
         self.find(address).is_some()
     }
 
+    /// The name and the first address of the region that claims `address`.
+    pub fn region_of(&self, address: u64) -> Option<(&str, u64)> {
+        self.find(address).map(|region| (&*region.name, region.start))
+    }
+
     fn find(&self, address: u64) -> Option<&Region> {
         let hit = self.hit.load(Ordering::Relaxed);
         if let Some(region) = self.regions.get(hit).filter(|r| r.contains(address)) {

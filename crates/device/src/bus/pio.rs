@@ -76,6 +76,11 @@ impl PioBus {
         self.regions.iter().map(Region::stats)
     }
 
+    /// The name and the first port of the region that claims `port`.
+    pub fn region_of(&self, port: u16) -> Option<(&str, u16)> {
+        self.find(port).map(|region| (&*region.name, region.start as u16))
+    }
+
     fn find(&self, port: u16) -> Option<&Region> {
         let slot = *self.table.get(usize::from(port))?;
         self.regions.get(slot.checked_sub(1)? as usize)

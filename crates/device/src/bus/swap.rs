@@ -64,6 +64,12 @@ pub struct View<T> {
 }
 
 impl<T> View<T> {
+    /// The current value to keep, as [`View::get`].
+    pub fn current(&mut self) -> Arc<T> {
+        self.get();
+        self.value.clone()
+    }
+
     /// The current value, without a lock unless it was replaced since the last call.
     pub fn get(&mut self) -> &T {
         let generation = self.swap.generation.load(Ordering::Acquire);
