@@ -118,9 +118,9 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
     }
     let outcome = machine.run()?;
     if let Some(path) = cli.screen_dump {
-        let frame = machine.screen().context("--screen-dump needs a display")?;
+        let screen = machine.screen().context("--screen-dump needs a display")?;
         let file = File::create(&path).with_context(|| format!("cannot write to {}", path.display()))?;
-        frame.write_png(std::io::BufWriter::new(file))?;
+        screen.picture().write_png(std::io::BufWriter::new(file))?;
     }
     if cli.machine.stats {
         eprint!("{}", machine.stats());

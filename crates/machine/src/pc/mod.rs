@@ -52,6 +52,7 @@ mod devices;
 mod direct;
 mod drives;
 mod host;
+mod screen;
 mod state;
 mod tables;
 
@@ -65,13 +66,13 @@ use trapline_boot::RamRange;
 use trapline_chipset::{AcpiPmConfig, FwCfg};
 use trapline_device::DmaMemory;
 use trapline_device::bus::Swap;
-use trapline_display::{Frame, TextScreen};
 use trapline_memory::{GuestRam, RamConfig};
 use trapline_pci::{BusLayout, Effects, I440Fx};
 use trapline_vcpu::VcpuState;
 
 pub use access::GuestAccess;
 pub use drives::{DRIVES, DriveConfig, DriveError, DriveKind};
+pub use screen::Screen;
 pub(crate) use state::PcStates;
 
 use crate::chassis::{Chassis, Core, Wiring, lock, make_ram};
@@ -402,14 +403,9 @@ impl Pc {
         GuestAccess::new(&self.chassis.shared, &self.host, &self.devices.ide)
     }
 
-    /// What the screen says: `None` without a display, or in a graphics mode.
-    pub fn screen_text(&self) -> Option<TextScreen> {
-        lock(self.devices.vga.as_ref()?).text()
-    }
-
-    /// The picture on the screen; `None` without a display.
-    pub fn screen(&self) -> Option<Frame> {
-        Some(lock(self.devices.vga.as_ref()?).render())
+    /// The screen; `None` without a display.
+    pub fn screen(&self) -> Option<Screen> {
+        self.devices.vga.clone().map(Screen)
     }
 
     /// A handle to end the run, or press the power button, from elsewhere.

@@ -2,6 +2,7 @@
 
 mod boot;
 mod chipset;
+mod display;
 mod firmware;
 mod harness;
 mod hostile;
