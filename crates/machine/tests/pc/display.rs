@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
-use trapline_machine::pc::{BootDevice, DriveConfig, Firmware, Screen, VgaOptions};
+use trapline_machine::pc::{BootDevice, DriveConfig, Screen, Start, VgaOptions};
 use trapline_machine::{Outcome, Remote};
 use trapline_vcpu::Accel;
 
@@ -17,13 +17,30 @@ const MODE: u32 = 0x142;
 const LINEAR: u32 = 0x4000;
 
 /// SeaBIOS with its video BIOS, or a word on why there is no test.
-fn firmware() -> Option<Firmware> {
+fn firmware() -> Option<Start> {
     let firmware = seabios()?;
     let there = VgaOptions::default().bios.is_some();
     if !there {
         eprintln!("skipped: no video BIOS (package seabios)");
     }
     there.then_some(firmware)
+}
+
+/// SeaBIOS, which boots `code` from a disk, and the machine's screen.
+fn boots(
+    accel: Accel,
+    firmware: &Start,
+    code: impl FnOnce(&mut CodeAssembler) -> AsmResult,
+) -> (Machine, Screen) {
+    let machine = machine(
+        accel,
+        |_| firmware.clone(),
+        |config, dir| {
+            config.drives.push(raw(disk(dir, code, &[])));
+        },
+    );
+    let screen = machine.pc.screen().unwrap();
+    (machine, screen)
 }
 
 /// Guest in real mode: ends with `(value << 1) | 1`.
@@ -58,11 +75,8 @@ fn hello(a: &mut CodeAssembler) -> AsmResult {
 fn the_screen_shows_what_firmware_and_guest_say() {
     let Some(firmware) = firmware() else { return };
     on_every_engine(|accel| {
-        let dir = tempfile::tempdir().unwrap();
-        let image = disk(dir.path(), hello, &[]);
-        let made = machine(accel, firmware.clone(), |config| config.drives.push(raw(&image)));
-        let screen = made.0.screen().unwrap();
-        let ran = finish(made);
+        let (machine, screen) = boots(accel, &firmware, hello);
+        let ran = finish(machine);
         let text = screen.text().unwrap();
         assert_eq!(ran.outcome, Outcome::DebugExit(3), "{accel}: {text}");
         assert!(text.lines().next().unwrap().starts_with("hello by hand"), "{accel}: {text}");
@@ -126,11 +140,8 @@ fn draw(a: &mut CodeAssembler) -> AsmResult {
 fn a_guest_draws_into_the_framebuffer_without_exits() {
     let Some(firmware) = firmware() else { return };
     on_every_engine(|accel| {
-        let dir = tempfile::tempdir().unwrap();
-        let image = disk(dir.path(), draw, &[]);
-        let made = machine(accel, firmware.clone(), |config| config.drives.push(raw(&image)));
-        let screen = made.0.screen().unwrap();
-        let ran = finish(made);
+        let (machine, screen) = boots(accel, &firmware, draw);
+        let ran = finish(machine);
         assert_eq!(ran.outcome, Outcome::DebugExit(3), "{accel}");
         assert!(screen.text().is_none());
         let picture = screen.picture();
@@ -171,15 +182,19 @@ fn memtest86_finds_no_errors() {
         eprintln!("skipped: no {MEMTEST} (package memtest86+)");
         return;
     }
-    let (mut machine, ..) = machine(Accel::Soft, firmware, |config| {
-        config.machine.memory = 5 * MIB; // it moves itself to above 4 MiB
-        config.machine.icount = Some(8);
-        config.drives.push(DriveConfig::cdrom(MEMTEST));
-        config.boot = vec![BootDevice::Cdrom];
-    });
-    let (screen, remote) = (machine.screen().unwrap(), machine.remote());
+    let mut machine = machine(
+        Accel::Soft,
+        |_| firmware,
+        |config, _| {
+            config.machine.memory = 5 * MIB; // it moves itself to above 4 MiB
+            config.machine.icount = Some(8);
+            config.drives.push(DriveConfig::cdrom(MEMTEST));
+            config.boot = vec![BootDevice::Cdrom];
+        },
+    );
+    let (screen, remote) = (machine.pc.screen().unwrap(), machine.pc.remote());
     let watch = std::thread::spawn(move || first_pass(&screen, &remote, Duration::from_secs(1200)));
-    assert_eq!(machine.run().unwrap(), Outcome::UserQuit);
+    assert_eq!(machine.pc.run().unwrap(), Outcome::UserQuit);
     let text = watch.join().unwrap();
     let squeezed = text.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(squeezed.contains("Memtest86+"), "{text}");
