@@ -2,9 +2,11 @@
 //!
 //! | boot | from | what is looked at |
 //! |---|---|---|
+//! | CD | a rescue CD | kernel and initramfs come up |
 //! | disk | GRUB's first entry | every [`Check`], reading and writing, the CD; then the image |
-//! | no DMA | GRUB's second entry, `libata.dma=0` | the kernel's messages, reading and writing |
-//! | cd | a rescue CD | kernel and initramfs come up |
+//! | disk without DMA | GRUB's second entry, `libata.dma=0` | the kernel's messages, reading and writing |
+//!
+//! While the guest writes, what a crash would leave of the image is looked at, see [`crash`].
 
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -16,7 +18,8 @@ use clap::Parser;
 use crate::initramfs::BOOTED;
 use crate::pc::{Emulator, Pc};
 use crate::session::Session;
-use crate::{disk, rescue, tools};
+use crate::test::Skipped;
+use crate::{crash, disk, rescue, tools};
 
 /// Options of the checks.
 #[derive(Parser)]
@@ -27,6 +30,9 @@ pub struct Args {
     /// Guest memory
     #[arg(long, value_name = "SIZE", default_value = "512M")]
     memory: String,
+    /// Boot so many times more, and kill the virtual machine while the guest writes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    kills: u32,
     /// Show the guests' consoles, and what their programs print
     #[arg(long)]
     verbose: bool,
@@ -34,6 +40,9 @@ pub struct Args {
 
 /// Longest time for one boot.
 pub const LIMIT: Duration = Duration::from_secs(900);
+
+/// So many times the image is looked at while the guest writes.
+const MOMENTS: u32 = 20;
 
 /// A command in the guest, and what its output must and must not have. Spaces count as one.
 struct Check {
@@ -104,7 +113,7 @@ const CHECKS: &[Check] = &[
         name: "dmidecode",
         command: "dmidecode",
         wanted: &[
-            "SMBIOS 2.",
+            "SMBIOS 2.8 present",
             "BIOS Information",
             "System Information",
             "Manufacturer: ",
@@ -163,26 +172,36 @@ const HARMLESS: &[&str] = &[
     "fail to add mmconfig information",
 ];
 
-/// Runs the three boots.
+/// Runs the boots.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let base = disk::debian()?;
     let cdrom = rescue::image()?;
-    let overlay = disk::Overlay::new(&base)?;
-    let mut pc = Pc {
-        memory: args.memory.clone(),
-        disk: Some((overlay.path().into(), false)),
-        cdrom: Some(cdrom),
-        extra: Vec::new(),
-    };
-
     let guest = Guest { emulator: args.emulator, verbose: args.verbose };
-    guest.disk(&pc)?;
-    check_image(&overlay)?;
-    pc.disk = Some((base, true));
-    guest.without_dma(&pc)?;
-    pc.disk = None;
+    let mut pc = Pc { memory: args.memory.clone(), disk: None, cdrom: Some(cdrom), extra: Vec::new() };
     guest.cd(&pc)?;
+
+    let overlay = disk::Overlay::new(&base)?;
+    pc.disk = Some((overlay.path().into(), false));
+    guest.disk(&pc, Some(&overlay))?;
+    check_image(&overlay)?;
+    guest.without_dma(&pc, &overlay)?;
+    drop(overlay);
+
+    for kill in 1..=args.kills {
+        let overlay = disk::Overlay::new(&base)?;
+        pc.disk = Some((overlay.path().into(), false));
+        guest.kill(&format!("kill {kill} of {}", args.kills), &pc, &overlay)?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The boots as a step of `cargo xtask test`: skipped where what builds disk and CD is not installed.
+pub fn test() -> Result<()> {
+    let qemu_img = || tools::output(Command::new("qemu-img").arg("--version"), "qemu-utils");
+    let ready = disk::can_build().and_then(|()| rescue::can_build()).and_then(|()| qemu_img());
+    ready.map_err(|error| Skipped(error.to_string()))?;
+    let memory = "512M".to_owned();
+    run(&Args { emulator: Emulator::Trapline, memory, kills: 0, verbose: false }).map(drop)
 }
 
 /// A way to run guests.
@@ -194,55 +213,60 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots from disk by GRUB's first entry, checks the machine, powers it off.
-    pub fn disk(&self, pc: &Pc) -> Result<()> {
-        self.boot("disk", pc, |guest, session| {
-            guest.log_in(session, "\r")?;
-            guest.messages(session)?;
-            guest.check(session, CHECKS)?;
+    /// Boots from disk by GRUB's first entry, checks the machine, looks at the overlay while the guest writes if
+    /// there is one, and powers the guest off.
+    pub fn disk(&self, pc: &Pc, overlay: Option<&disk::Overlay>) -> Result<()> {
+        self.boot("disk", pc, |mut session| {
+            self.log_in(&mut session, "\r")?;
+            self.messages(&mut session)?;
+            self.check(&mut session, CHECKS)?;
             if let Some(cdrom) = &pc.cdrom {
-                guest.check_cd(session, cdrom)?;
+                self.check_cd(&mut session, cdrom)?;
             }
-            guest.messages(session)?;
-            power_off(session)
+            if let Some(overlay) = overlay {
+                crash::sample(&mut session, overlay, MOMENTS)?;
+                self.report(&session, "the image was in order at every moment");
+            }
+            self.messages(&mut session)?;
+            session.send("poweroff\n")?;
+            end(session)
         })
     }
 
-    fn without_dma(&self, pc: &Pc) -> Result<()> {
-        self.boot("disk without DMA", pc, |guest, session| {
-            guest.log_in(session, "p")?;
-            guest.check(session, &[PIO, READ_BACK])?;
-            guest.messages(session)?;
-            power_off(session)
+    /// Boots from disk by GRUB's second entry, and kills the virtual machine while the guest writes.
+    fn without_dma(&self, pc: &Pc, overlay: &disk::Overlay) -> Result<()> {
+        self.boot("disk without DMA", pc, |mut session| {
+            self.log_in(&mut session, "p")?;
+            self.check(&mut session, &[PIO, READ_BACK])?;
+            self.messages(&mut session)?;
+            crash::kill(session, overlay)
+        })
+    }
+
+    /// Boots from disk, and kills the virtual machine while the guest writes.
+    fn kill(&self, name: &str, pc: &Pc, overlay: &disk::Overlay) -> Result<()> {
+        self.boot(name, pc, |mut session| {
+            self.log_in(&mut session, "\r")?;
+            crash::kill(session, overlay)
         })
     }
 
     fn cd(&self, pc: &Pc) -> Result<()> {
-        self.boot("CD", pc, |guest, session| {
+        self.boot("CD", pc, |mut session| {
             session.expect("Linux version")?;
-            guest.report(session, "kernel");
+            self.report(&session, "kernel");
             session.expect(BOOTED)?;
-            guest.report(session, "user space");
-            Ok(())
+            self.report(&session, "user space");
+            end(session)
         })
     }
 
-    /// Starts the machine, has `dialogue` with it, and waits for its power-off.
-    fn boot(
-        &self,
-        name: &str,
-        pc: &Pc,
-        dialogue: impl FnOnce(&Self, &mut Session) -> Result<()>,
-    ) -> Result<()> {
+    /// Starts the machine and has `dialogue` with it.
+    fn boot(&self, name: &str, pc: &Pc, dialogue: impl FnOnce(Session) -> Result<()>) -> Result<()> {
         let mut command = pc.command(self.emulator)?;
         eprintln!("{name}: running {}", tools::line(&command));
-        let mut session = Session::start(&mut command, "qemu-system-x86", LIMIT, self.verbose)?;
-        let talk = dialogue(self, &mut session).and_then(|()| session.finish());
-        let status = talk.with_context(|| format!("boot from {name}"))?;
-        ensure!(
-            status.success(),
-            "boot from {name}: the virtual machine ended with {status}, expected a power-off"
-        );
+        let session = Session::start(&mut command, "qemu-system-x86", LIMIT, self.verbose)?;
+        dialogue(session).with_context(|| format!("boot from {name}"))?;
         eprintln!("{name}: passed");
         Ok(())
     }
@@ -328,8 +352,11 @@ fn is_trouble(line: &str) -> bool {
     any(TROUBLE) && any(SUBJECTS) && !any(HARMLESS)
 }
 
-fn power_off(session: &mut Session) -> Result<()> {
-    session.send("poweroff\n")
+/// Waits for the machine's power-off.
+fn end(session: Session) -> Result<()> {
+    let status = session.finish()?;
+    ensure!(status.success(), "the virtual machine ended with {status}, expected a power-off");
+    Ok(())
 }
 
 /// What a clean end leaves: an image without errors or leaks that QEMU reads as we do, and a clean file system.
@@ -339,9 +366,8 @@ fn check_image(overlay: &disk::Overlay) -> Result<()> {
     let raw = overlay.flatten()?;
     tools::output(Command::new("qemu-img").args(["compare", "-F", "raw"]).arg(path).arg(&raw), "qemu-utils")
         .context("the image reads differently by QEMU and by Trapline")?;
-    let offset = u64::from(crate::grub::PARTITION) * crate::grub::SECTOR as u64;
     let mut command = disk::program("e2fsck");
-    command.arg("-fn").arg(format!("{}?offset={offset}", raw.display()));
+    command.arg("-fn").arg(disk::partition_in(&raw));
     tools::output(&mut command, "e2fsprogs").context("the guest's file system is damaged")?;
     eprintln!("disk: the image is in order");
     Ok(())

@@ -70,16 +70,13 @@ fn cached(
         return Ok(target);
     }
     let (package, folders, prefix) = find()?;
-    let work = cache.join(format!("unpack-{}-{name}", std::process::id()));
-    fs::create_dir_all(&work)?;
-    let result = unpack(&package, &work).and_then(|tree| {
-        let found = folders.iter().find_map(|folder| first_file(&tree.join(folder), prefix));
-        let found = found.with_context(|| format!("package {package} has no {prefix} file"))?;
-        // Within the cache, so that the file is there whole or not at all.
-        fs::rename(found, &target).with_context(|| format!("cannot write {target:?}"))
-    });
-    fs::remove_dir_all(&work).ok();
-    result.map(|()| target)
+    let work = tools::Scratch::new(name)?;
+    let tree = unpack(&package, work.path())?;
+    let found = folders.iter().find_map(|folder| first_file(&tree.join(folder), prefix));
+    let found = found.with_context(|| format!("package {package} has no {prefix} file"))?;
+    // Within the cache, so that the file is there whole or not at all.
+    fs::rename(found, &target).with_context(|| format!("cannot write {target:?}"))?;
+    Ok(target)
 }
 
 /// Downloads a package and unpacks it below `work`.

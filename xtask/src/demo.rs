@@ -77,7 +77,7 @@ fn run_disk(args: &Args) -> Result<ExitCode> {
     let disk = Some((disk::debian()?, true));
     let pc = Pc { memory: args.memory.clone(), disk, cdrom: None, extra: args.extra.clone() };
     if !args.shell {
-        check_guest::Guest { emulator: Emulator::Trapline, verbose: true }.disk(&pc)?;
+        check_guest::Guest { emulator: Emulator::Trapline, verbose: true }.disk(&pc, None)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut command = pc.command(Emulator::Trapline)?;

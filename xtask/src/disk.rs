@@ -58,17 +58,12 @@ pub fn debian() -> Result<PathBuf> {
     if target.is_file() {
         return Ok(target);
     }
-    for program in ["mmdebstrap", "mke2fs", "tar"] {
-        require(program)?;
-    }
-    let work = cache.join(format!("debian-disk-{}", std::process::id()));
-    fs::create_dir_all(&work).with_context(|| format!("cannot create {work:?}"))?;
-    let result = build(&work).and_then(|image| {
-        // Within the cache, so that the image is there whole or not at all.
-        fs::rename(image, &target).with_context(|| format!("cannot write {target:?}"))
-    });
-    fs::remove_dir_all(&work).ok();
-    result.map(|()| target)
+    can_build()?;
+    let work = tools::Scratch::new("debian")?;
+    let image = build(work.path())?;
+    // Within the cache, so that the image is there whole or not at all.
+    fs::rename(image, &target).with_context(|| format!("cannot write {target:?}"))?;
+    Ok(target)
 }
 
 /// Root's password in the image, as `partition.sh` sets it.
@@ -84,6 +79,11 @@ pub fn program(name: &str) -> Command {
 /// Where a program is looked for: mke2fs is in a folder that only root has in its path.
 fn search_path() -> String {
     format!("{}:/usr/local/sbin:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+}
+
+/// Whether all is there that builds a disk.
+pub fn can_build() -> Result<()> {
+    ["mmdebstrap", "mke2fs", "tar"].into_iter().try_for_each(require)
 }
 
 fn require(program: &str) -> Result<()> {
@@ -213,22 +213,21 @@ fn write_image(path: &Path, head: &[u8], partition: &Path) -> Result<()> {
 
 /// A writable image over one that stays as it is; gone with the value.
 pub struct Overlay {
-    folder: PathBuf,
+    folder: tools::Scratch,
     path: PathBuf,
 }
 
 impl Overlay {
-    /// Makes an empty one over `base`, beside it.
+    /// Makes an empty one over `base`, which lies in the cache.
     pub fn new(base: &Path) -> Result<Self> {
-        let folder = base.with_extension(format!("run-{}", std::process::id()));
-        fs::create_dir(&folder).with_context(|| format!("cannot create {folder:?}"))?;
-        let overlay = Self { path: folder.join("disk.qcow2"), folder };
+        let folder = tools::Scratch::new("overlay")?;
         // Backing files are looked for in the image's folder.
-        let link = overlay.folder.join("base.qcow2");
+        let link = folder.path().join("base.qcow2");
         fs::hard_link(base, &link).with_context(|| format!("cannot link {base:?}"))?;
         let backing = open(&link)?;
-        create(&overlay.path, backing.size(), Some((&link, backing)))?.flush()?;
-        Ok(overlay)
+        let path = folder.path().join("disk.qcow2");
+        create(&path, backing.size(), Some((&link, backing)))?.flush()?;
+        Ok(Self { folder, path })
     }
 
     /// The image.
@@ -239,7 +238,7 @@ impl Overlay {
     /// Its content as a raw image beside it.
     pub fn flatten(&self) -> Result<PathBuf> {
         let disk = open(&self.path)?;
-        let path = self.folder.join("disk.raw");
+        let path = self.folder.path().join("disk.raw");
         let raw = File::create(&path)?;
         raw.set_len(disk.size())?;
         let mut piece = vec![0; PIECE];
@@ -254,10 +253,9 @@ impl Overlay {
     }
 }
 
-impl Drop for Overlay {
-    fn drop(&mut self) {
-        fs::remove_dir_all(&self.folder).ok();
-    }
+/// Where e2fsprogs find the root partition of a raw disk image.
+pub fn partition_in(raw: &Path) -> String {
+    format!("{}?offset={}", raw.display(), u64::from(grub::PARTITION) * grub::SECTOR as u64)
 }
 
 /// An image for reading.

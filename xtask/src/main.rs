@@ -6,6 +6,7 @@ mod check_guest;
 mod conformance;
 mod console;
 mod cpio;
+mod crash;
 mod debian;
 mod demo;
 mod disk;

@@ -15,25 +15,29 @@ const MODULES: &str = "/usr/lib/grub/i386-pc";
 const TOOLS: &str = "grub-common grub-pc-bin xorriso";
 
 /// Where the kernel lies on the CD.
-pub const KERNEL: &str = "boot/vmlinuz";
+const KERNEL: &str = "boot/vmlinuz";
 
 /// Makes the CD and returns its image in the cache.
 pub fn image() -> Result<PathBuf> {
-    let cache = tools::cache()?;
-    let work = cache.join(format!("rescue-{}", std::process::id()));
-    let target = cache.join("rescue.iso");
-    let result = build(&work)
-        .and_then(|image| fs::rename(image, &target).with_context(|| format!("cannot write {target:?}")));
-    fs::remove_dir_all(&work).ok();
-    result.map(|()| target)
+    let target = tools::cache()?.join("rescue.iso");
+    let work = tools::Scratch::new("rescue")?;
+    fs::rename(build(work.path())?, &target).with_context(|| format!("cannot write {target:?}"))?;
+    Ok(target)
+}
+
+/// Whether all is there that builds the CD.
+pub fn can_build() -> Result<()> {
+    // grub-mkrescue's own words for a missing module folder or xorriso are many.
+    for path in [MODULES, "/usr/bin/grub-mkrescue", "/usr/bin/xorriso"] {
+        if !Path::new(path).exists() {
+            bail!("{path} is missing; install what builds the CD (Debian: apt-get install {TOOLS})");
+        }
+    }
+    Ok(())
 }
 
 fn build(work: &Path) -> Result<PathBuf> {
-    // grub-mkrescue's own words for a missing module folder or xorriso are many.
-    if !Path::new(MODULES).is_dir() {
-        bail!("{MODULES} is missing; install what builds the CD (Debian: apt-get install {TOOLS})");
-    }
-    tools::output(Command::new("xorriso").arg("-version"), TOOLS)?;
+    can_build()?;
     let tree = work.join("tree");
     fs::create_dir_all(tree.join("boot/grub")).with_context(|| format!("cannot create {tree:?}"))?;
     fs::write(tree.join("boot/grub/grub.cfg"), GRUB_CFG)?;

@@ -48,6 +48,11 @@ impl Session {
         Ok(Self { child, input, output, pending: Vec::new(), start, limit })
     }
 
+    /// The process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// CPU seconds that the virtual machine has used.
     pub fn cpu(&self) -> f64 {
         console::cpu_seconds(self.child.id()).unwrap_or_default()
@@ -122,6 +127,12 @@ impl Session {
         let output = self.expect("\r\n@@END ")?.replace("\r\n", "\n");
         let status = self.expect("@@\r\n")?;
         Ok((output, status.parse().context("the guest's shell answered with no exit status")?))
+    }
+
+    /// Ends the virtual machine as it is.
+    pub fn kill(mut self) -> Result<ExitStatus> {
+        self.child.kill()?;
+        Ok(self.child.wait()?)
     }
 
     /// Waits for the end of the virtual machine.

@@ -6,12 +6,12 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Parser;
 
-use crate::{demo, tools};
+use crate::{check_guest, demo, tools};
 
 /// Options of the test run.
 #[derive(Parser)]
 pub struct Args {
-    /// Leave out the boot of Debian's kernel, which downloads two packages on its first run
+    /// Leave out the boots of Debian, which download packages on their first run
     #[arg(long)]
     no_boot: bool,
 }
@@ -19,8 +19,20 @@ pub struct Args {
 /// A named check.
 type Step = (&'static str, fn() -> Result<()>);
 
+/// The error of a step that needs what this machine has not.
+#[derive(Debug)]
+pub struct Skipped(pub String);
+
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
 // Tests run in the dev profile: it checks for overflows, and it optimises the processor all the same.
-const STEPS: [Step; 6] = [
+const STEPS: [Step; 7] = [
     ("formatting", || cargo(&["fmt", "--all", "--check"])),
     ("lints", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"])),
     ("documentation", || {
@@ -31,36 +43,57 @@ const STEPS: [Step; 6] = [
         cargo(&["test", "--workspace", "--lib", "--bins", "--tests", "--examples", "--no-fail-fast"])
     }),
     ("documentation tests", || cargo(&["test", "--workspace", "--doc", "--no-fail-fast"])),
-    (BOOT, demo::boot_test),
+    (KERNEL, demo::boot_test),
+    (DISK, check_guest::test),
 ];
 
-const BOOT: &str = "boot of Debian's kernel";
+const KERNEL: &str = "boot of Debian's kernel";
+const DISK: &str = "Debian from disk and CD";
+
+/// How many steps ended how.
+#[derive(Debug, Default, PartialEq)]
+pub struct Counts {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
 
 /// Runs all steps, whatever fails, and ends with a summary.
-pub fn run_steps(steps: &[Step]) -> (usize, usize) {
-    let mut results = Vec::new();
+pub fn run_steps(steps: &[Step]) -> Counts {
+    let mut counts = Counts::default();
+    let mut summary = String::new();
     for (name, step) in steps {
         println!("=== {name}");
         let start = Instant::now();
         let result = step();
-        if let Err(error) = &result {
-            eprintln!("error: {error:#}");
-        }
-        results.push((name, result.is_ok(), start.elapsed().as_secs()));
+        let seconds = start.elapsed().as_secs();
+        summary += &match result {
+            Ok(()) => {
+                counts.passed += 1;
+                format!("passed {name} ({seconds} s)\n")
+            }
+            Err(error) if error.is::<Skipped>() => {
+                counts.skipped += 1;
+                format!("skipped {name}: {error}\n")
+            }
+            Err(error) => {
+                counts.failed += 1;
+                eprintln!("error: {error:#}");
+                format!("FAILED {name} ({seconds} s)\n")
+            }
+        };
     }
-    println!("=== summary");
-    for (name, passed, seconds) in &results {
-        println!("{} {name} ({seconds} s)", if *passed { "passed" } else { "FAILED" });
-    }
-    let passed = results.iter().filter(|result| result.1).count();
-    (passed, results.len() - passed)
+    print!("=== summary\n{summary}");
+    counts
 }
 
 /// Entry of the subcommand.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let steps: Vec<Step> = STEPS.into_iter().filter(|step| !(args.no_boot && step.0 == BOOT)).collect();
-    let (passed, failed) = run_steps(&steps);
-    println!("{passed} passed, {failed} failed");
+    let boots = [KERNEL, DISK];
+    let steps: Vec<Step> =
+        STEPS.into_iter().filter(|step| !(args.no_boot && boots.contains(&step.0))).collect();
+    let Counts { passed, failed, skipped } = run_steps(&steps);
+    println!("{passed} passed, {failed} failed, {skipped} skipped");
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -78,12 +111,13 @@ mod tests {
 
     #[test]
     fn every_step_runs_and_failures_are_counted() {
-        let steps: [Step; 3] = [
+        let steps: [Step; 4] = [
             ("fails", || anyhow::bail!("on purpose")),
             ("passes", || Ok(())),
             ("has no tool", || run_command(&mut Command::new("no-such-tool"))),
+            ("is not for this machine", || Err(Skipped("no tool".into()).into())),
         ];
-        assert_eq!(run_steps(&steps), (1, 2));
-        assert_eq!(run_steps(&steps[1..2]), (1, 0));
+        assert_eq!(run_steps(&steps), Counts { passed: 1, failed: 2, skipped: 1 });
+        assert_eq!(run_steps(&steps[1..2]), Counts { passed: 1, failed: 0, skipped: 0 });
     }
 }

@@ -20,6 +20,40 @@ pub fn cache() -> Result<PathBuf> {
     folder.canonicalize().with_context(|| format!("cannot open {folder:?}"))
 }
 
+/// A folder in the cache for unfinished work; gone with the value.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// Makes an empty one. What processes left that were ended in the middle of theirs goes too.
+    pub fn new(purpose: &str) -> Result<Self> {
+        let cache = cache()?;
+        for entry in std::fs::read_dir(&cache)?.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let owner =
+                name.strip_prefix(SCRATCH).and_then(|rest| rest.rsplit_once('-')?.1.parse::<u32>().ok());
+            if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+                std::fs::remove_dir_all(entry.path()).ok();
+            }
+        }
+        let folder = cache.join(format!("{SCRATCH}{purpose}-{}", std::process::id()));
+        std::fs::create_dir(&folder).with_context(|| format!("cannot create {folder:?}"))?;
+        Ok(Self(folder))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+const SCRATCH: &str = "scratch-";
+
 /// A cargo command in the workspace.
 pub fn cargo(args: &[&str]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
