@@ -363,11 +363,11 @@ fn end(session: Session) -> Result<()> {
 fn check_image(overlay: &disk::Overlay) -> Result<()> {
     let path = overlay.path();
     tools::output(Command::new("qemu-img").arg("check").arg(path), "qemu-utils")?;
-    let raw = overlay.flatten()?;
+    let raw = overlay.raw()?;
     tools::output(Command::new("qemu-img").args(["compare", "-F", "raw"]).arg(path).arg(&raw), "qemu-utils")
         .context("the image reads differently by QEMU and by Trapline")?;
     let mut command = disk::program("e2fsck");
-    command.arg("-fn").arg(disk::partition_in(&raw));
+    command.arg("-fn").arg(overlay.partition()?);
     tools::output(&mut command, "e2fsprogs").context("the guest's file system is damaged")?;
     eprintln!("disk: the image is in order");
     Ok(())

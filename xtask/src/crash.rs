@@ -52,7 +52,7 @@ pub fn kill(mut session: Session, overlay: &disk::Overlay) -> Result<()> {
     check(overlay.path())?;
 
     let mut command = disk::program("e2fsck");
-    command.arg("-fy").arg(disk::partition_in(&overlay.flatten()?));
+    command.arg("-fy").arg(overlay.partition()?);
     let output = command.output().map_err(|error| tools::missing(&command, "e2fsprogs", error))?;
     // 1: something was repaired, as replaying the journal is.
     let text = String::from_utf8_lossy(&output.stdout);

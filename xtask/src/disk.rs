@@ -235,27 +235,32 @@ impl Overlay {
         &self.path
     }
 
-    /// Its content as a raw image beside it.
-    pub fn flatten(&self) -> Result<PathBuf> {
+    /// The disk as a raw image beside it.
+    pub fn raw(&self) -> Result<PathBuf> {
+        self.copy_from(0, "disk.raw")
+    }
+
+    /// The root partition as a raw image beside it, as e2fsprogs need it: they know an offset into a disk, but
+    /// e2fsck forgets it once it has replayed the journal.
+    pub fn partition(&self) -> Result<PathBuf> {
+        self.copy_from(u64::from(grub::PARTITION) * grub::SECTOR as u64, "partition.raw")
+    }
+
+    fn copy_from(&self, start: u64, name: &str) -> Result<PathBuf> {
         let disk = open(&self.path)?;
-        let path = self.folder.path().join("disk.raw");
+        let path = self.folder.path().join(name);
         let raw = File::create(&path)?;
-        raw.set_len(disk.size())?;
+        raw.set_len(disk.size() - start)?;
         let mut piece = vec![0; PIECE];
-        for offset in (0..disk.size()).step_by(PIECE) {
+        for offset in (start..disk.size()).step_by(PIECE) {
             let piece = &mut piece[..PIECE.min((disk.size() - offset) as usize)];
             disk.read(offset, piece)?;
             if piece.iter().any(|byte| *byte != 0) {
-                raw.write_all_at(piece, offset)?;
+                raw.write_all_at(piece, offset - start)?;
             }
         }
         Ok(path)
     }
-}
-
-/// Where e2fsprogs find the root partition of a raw disk image.
-pub fn partition_in(raw: &Path) -> String {
-    format!("{}?offset={}", raw.display(), u64::from(grub::PARTITION) * grub::SECTOR as u64)
 }
 
 /// An image for reading.

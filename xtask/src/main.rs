@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod bench_disk;
 mod check_guest;
 mod conformance;
 mod console;
@@ -43,6 +44,8 @@ enum Task {
     CheckGuest(check_guest::Args),
     /// Measure guest work on Trapline and on QEMU TCG, in CPU seconds of the emulator
     BenchGuest(bench::Args),
+    /// Measure Debian's boot from disk, and reading and writing in it, in CPU seconds of the emulator
+    BenchDisk(bench_disk::Args),
     /// Run a public test suite on the soft engine, and on QEMU TCG beside it
     Conformance(conformance::Args),
 }
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::CheckGuest(args) => check_guest::run(&args),
         Task::BenchGuest(args) => bench::run(&args),
+        Task::BenchDisk(args) => bench_disk::run(&args),
         Task::Conformance(args) => conformance::run(&args),
     };
     result.unwrap_or_else(|error| {
