@@ -69,16 +69,11 @@ impl Channel {
             self.drive_line();
             return value;
         }
-        // An absent drive beside a present one: the other answers with zeroes, but for the device
-        // register, which is its own copy.
+        // Drive 0 answers for an absent drive 1, but for the status (ATA/ATAPI-6 §9.16.1).
         let hob = self.control.contains(Control::HOB);
-        let select = if self.second { DEVICE_DEV } else { 0 };
-        let other = self.drives.iter().flatten().next().map(|drive| drive.regs.read(DEVICE, hob));
-        match (self.selected(), other) {
-            (Some(drive), _) => drive.regs.read(offset, hob),
-            (None, Some(other)) if offset == DEVICE => other & !DEVICE_DEV | select,
-            (None, _) => 0,
-        }
+        let [first, second] = &self.drives;
+        let drive = if self.second { second.as_ref().or(first.as_ref()) } else { first.as_ref() };
+        drive.map_or(0, |drive| drive.regs.read(offset, hob))
     }
 
     /// The alternate status register: the status, and no interrupt is acknowledged.
