@@ -69,7 +69,7 @@ impl Channel {
             self.drive_line();
             return value;
         }
-        // Drive 0 answers for an absent drive 1, but for the status (ATA/ATAPI-6 §9.16.1).
+        // Drive 0 answers for an absent drive 1, but for the status (ATA/ATAPI-6, single device configurations).
         let hob = self.control.contains(Control::HOB);
         let [first, second] = &self.drives;
         let drive = if self.second { second.as_ref().or(first.as_ref()) } else { first.as_ref() };

@@ -65,6 +65,7 @@ impl PiixIde {
         let mut config = ConfigSpace::new(identity);
         config.define_command(Command::empty(), Command::IO | Command::BUS_MASTER);
         config.define_status(Status::FAST_BACK_TO_BACK | Status::DEVSEL_MEDIUM);
+        config.define_bus_timing(0, 0xf0);
         config.add_bar(BUS_MASTER, BarKind::Io, 16)?;
         // IDETIM of both channels: timing is stored, and only the decode enable bits act. SIDETIM.
         config.define(IDETIM, Word, 0, 0xf3ff);

@@ -195,6 +195,7 @@ impl Drive {
     pub(crate) fn soft_reset(&mut self) {
         self.cancel();
         self.diagnose();
+        self.settings.soft_reset();
         if let Some(cd) = &mut self.cd {
             cd.soft_reset();
         }

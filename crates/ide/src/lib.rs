@@ -30,7 +30,8 @@
 //! - IDENTIFY offers multiword DMA 0 to 2 and Ultra DMA 0 to 5, as a drive newer than its controller
 //!   does. The PIIX3 has no Ultra DMA timing: a driver of it chooses multiword DMA 2. Timing
 //!   registers are stored and do not change speed.
-//! - An empty channel, and an absent drive beside a present one, read as zero.
+//! - An empty channel, and an absent drive 0 beside a drive 1, read as zero. For an absent drive 1,
+//!   drive 0 answers, with a status of zero.
 //! - BMIC's direction bit is stored: the command decides. Regions of memory may cross 64 KiB.
 //! - After too short a table, and after unreachable memory (BMIS error), the drive waits for a reset
 //!   as on hardware.

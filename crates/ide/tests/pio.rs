@@ -21,6 +21,7 @@ fn firmware_finds_a_drive_and_no_second() {
     assert_eq!([2, 3, 4, 5].map(|offset| pc.get(offset)), [1, 1, 0, 0], "the signature of a disk");
     pc.set(6, 0xb0);
     assert_eq!((pc.get(6), pc.status()), (0xb0, 0), "drive 1 is absent");
+    assert_eq!([1, 2, 3, 4, 5].map(|offset| pc.get(offset)), [1, 1, 1, 0, 0], "drive 0 answers for it");
     let empty = Pc::new(None, None);
     assert_eq!([1, 2, 6, 7].map(|offset| empty.get(offset)), [0; 4]);
 }
@@ -139,6 +140,30 @@ fn written_sectors_are_read_back_in_blocks() {
     let mut raw = vec![0; 512];
     (disk.as_ref() as &dyn Disk).read(105 * 512, &mut raw).unwrap();
     assert_eq!(raw, sector(105));
+}
+
+#[test]
+fn a_soft_reset_reverts_multiple_mode_unless_told_not_to() {
+    let pc = Pc::with_disk();
+    let blocks = |pc: &Pc| {
+        pc.set(6, 0xa0);
+        pc.set(7, 0xec);
+        word(&pc.insw(512), 59)
+    };
+    for (feature, after) in [(0xcc, 0x0110), (0x66, 0x0104)] {
+        pc.set(1, feature);
+        pc.set(7, 0xef);
+        pc.set(2, 4);
+        pc.set(7, 0xc6);
+        assert_eq!(blocks(&pc), 0x0104);
+        pc.control(4);
+        pc.control(0);
+        assert_eq!(blocks(&pc), after, "{feature:#x}");
+    }
+    pc.set(7, 0xe6);
+    pc.control(4);
+    pc.control(0);
+    assert_eq!(blocks(&pc), 0x0104, "SRST wakes a drive that sleeps");
 }
 
 #[test]

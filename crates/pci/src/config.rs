@@ -247,6 +247,13 @@ impl ConfigSpace {
         self.define(COMMAND, Word, reset.bits().into(), writable.bits().into());
     }
 
+    /// Declares the cache line size and the latency timer anew: which bits a guest can write. Without this all
+    /// of both are writable.
+    pub fn define_bus_timing(&mut self, cache_line_size: u8, latency_timer: u8) {
+        self.define(CACHE_LINE_SIZE, Byte, 0, cache_line_size.into());
+        self.define(LATENCY_TIMER, Byte, 0, latency_timer.into());
+    }
+
     /// Declares the status register's reset value. The interrupt bit and the capabilities bit are
     /// kept apart from it.
     pub fn define_status(&mut self, reset: Status) {

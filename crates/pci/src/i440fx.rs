@@ -62,6 +62,7 @@ impl I440Fx {
         });
         config.define_command(Command::MEMORY | Command::BUS_MASTER, Command::PARITY | Command::SERR);
         config.define_status(Status::FAST_BACK_TO_BACK | Status::DEVSEL_MEDIUM);
+        config.define_bus_timing(0, 0xf8);
         // PMCCFG, deturbo counter, DBX buffer control, auxiliary control, DRAM control and timing.
         config.define(0x50, Word, 0x0000, 0xff77);
         config.define(0x52, Byte, 0x00, 0xff);

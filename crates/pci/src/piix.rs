@@ -38,6 +38,7 @@ impl Piix3 {
         let on = Command::IO | Command::MEMORY | Command::BUS_MASTER;
         config.define_command(on, Command::SPECIAL_CYCLES);
         config.define_status(Status::DEVSEL_MEDIUM);
+        config.define_bus_timing(0, 0);
         // ISA I/O recovery timer, X-bus chip select.
         config.define(0x4c, Byte, 0x4d, 0xff);
         config.define(0x4e, Word, 0x0003, 0x01ff);
@@ -138,6 +139,7 @@ impl Piix4Pm {
         config.wire_intx(IntxPin::A, sci);
         config.define_command(Command::empty(), Command::IO);
         config.define_status(Status::FAST_BACK_TO_BACK | Status::DEVSEL_MEDIUM);
+        config.define_bus_timing(0, 0);
         config.define(INTERRUPT_LINE, Byte, 9, 0xff);
         config.define(PMBASE, Dword, 1, 0xffc0);
         // Count A and B, general-purpose I/O, device resources and activity A to J.

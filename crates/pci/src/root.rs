@@ -278,11 +278,10 @@ impl PciRoot {
         (value | multi.map_or(0, |byte| u32::from(MULTI_FUNCTION) << (8 * byte))) & ones
     }
 
-    /// Whether the device of `at` has other functions.
+    /// Whether `at` is function 0 of a device that has others: there software looks for the bit.
     fn shares_device(&self, bus: BusId, at: DevFn) -> bool {
-        let first = DevFn::from_byte(at.to_byte() & !7);
         let last = DevFn::from_byte(at.to_byte() | 7);
-        self.bus(bus).is_some_and(|bus| bus.slots.range(first..=last).nth(1).is_some())
+        at.function() == 0 && self.bus(bus).is_some_and(|bus| bus.slots.range(at..=last).nth(1).is_some())
     }
 
     /// A configuration write of `size` (at most four bytes) at `offset` of `function`'s space.

@@ -9,7 +9,9 @@ use trapline_device::AccessSize::{Byte, Dword, Word};
 use trapline_device::test::Recorder;
 use trapline_device::{Device, IrqLine, SaveRestore};
 use trapline_pci::test::Bench;
-use trapline_pci::{BusId, Effect, I440Fx, IntxPin, IntxRouter, Piix3, Piix4Pm, Shadow, Smram, piix};
+use trapline_pci::{
+    Bdf, BusId, DevFn, Effect, I440Fx, IntxPin, IntxRouter, Piix3, Piix4Pm, Shadow, Smram, piix, regs,
+};
 
 const SUBSYSTEM: (u16, u16) = (0x1af4, 0x1100);
 
@@ -176,4 +178,28 @@ fn the_power_management_function_says_where_acpi_is() {
     root.lock().unwrap().refresh();
     bench.settle();
     assert_eq!(bench.io_read(0xb008, Dword), 0x33);
+}
+
+#[test]
+fn function_0_alone_tells_of_the_others() {
+    let mut bench = Bench::new();
+    let router = IntxRouter::new(Vec::new());
+    {
+        let mut root = bench.root().lock().unwrap();
+        root.add(BusId::ROOT, DevFn::new(1, 0), Arc::new(Mutex::new(Piix3::new((0, 0), router)))).unwrap();
+        let pm = Piix4Pm::new((0, 0), bench.line());
+        root.add(BusId::ROOT, DevFn::new(1, 3), Arc::new(Mutex::new(pm))).unwrap();
+    }
+    let header =
+        |bench: &mut Bench, function| bench.read_of(Bdf::new(0, 1, function), regs::HEADER_TYPE, Byte);
+    assert_eq!((header(&mut bench, 0), header(&mut bench, 3)), (0x80, 0x00));
+}
+
+#[test]
+fn the_host_bridge_has_five_bits_of_latency_timer() {
+    let mut bench = Bench::new();
+    let bridge = I440Fx::new((0, 0), bench.effects());
+    bench.plug(Arc::new(Mutex::new(bridge)));
+    bench.write(regs::CACHE_LINE_SIZE, Word, 0xffff);
+    assert_eq!(bench.read(regs::CACHE_LINE_SIZE, Word), 0xf800);
 }

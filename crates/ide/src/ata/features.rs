@@ -33,6 +33,8 @@ pub(crate) struct Settings {
     pub smart: bool,
     pub standby: bool,
     pub asleep: bool,
+    /// A soft reset leaves the settings alone; otherwise MULTIPLE reverts.
+    pub keep_on_reset: bool,
 }
 
 impl Settings {
@@ -49,6 +51,7 @@ impl Settings {
             smart: true,
             standby: false,
             asleep: false,
+            keep_on_reset: false,
         };
         settings.cylinders = settings.cylinders_of(sectors);
         settings
@@ -58,6 +61,15 @@ impl Settings {
     fn cylinders_of(&self, sectors: u64) -> u16 {
         let per_cylinder = u64::from(self.heads) * u64::from(self.sectors_per_track);
         sectors.checked_div(per_cylinder).unwrap_or(0).min(16383) as u16
+    }
+
+    /// What SRST does to them.
+    pub fn soft_reset(&mut self) {
+        // From Sleep to Standby.
+        self.standby |= std::mem::take(&mut self.asleep);
+        if !self.keep_on_reset {
+            self.multiple = MULTIPLE_MAX;
+        }
     }
 
     /// Whether a saved one is possible.
@@ -91,8 +103,10 @@ impl Drive {
             }
             0xaa => self.settings.look_ahead = true,
             0x55 => self.settings.look_ahead = false,
-            // Whether a soft reset reverts to power-on defaults: what it could revert is kept.
-            0x66 | 0xcc => {}
+            // Whether a soft reset reverts to power-on defaults. The write cache never does: who switched it off
+            // relies on that.
+            0x66 => self.settings.keep_on_reset = true,
+            0xcc => self.settings.keep_on_reset = false,
             _ => return self.fail(Error::ABRT),
         }
         self.finish(true);

@@ -25,6 +25,27 @@ pub fn run<T: Debug, S: Default>(
     machines: impl Fn() -> (Box<dyn Machine>, Box<dyn Machine>),
     perform: impl Fn(&mut dyn Machine, &mut S, &T, &mut Log),
 ) {
+    check(cases, steps, |script| {
+        let (mut ours, mut qemu) = machines();
+        let (mut our_state, mut qemu_state) = (S::default(), S::default());
+        for (i, step) in script.iter().enumerate() {
+            let (mut here, mut there) = (Log::default(), Log::default());
+            perform(&mut *ours, &mut our_state, step, &mut here);
+            perform(&mut *qemu, &mut qemu_state, step, &mut there);
+            if here != there {
+                return Err(format!("step {i}:\n{}", first_difference(&here, &there)));
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Runs `cases` scripts of `steps`, and shrinks the first for which `run` says what is wrong.
+pub fn check<T: Debug>(
+    cases: u32,
+    steps: impl Strategy<Value = Vec<T>>,
+    run: impl Fn(&[T]) -> Result<(), String>,
+) {
     let seed = number(SEED, 1);
     let config = Config {
         cases: cases * number(EFFORT, 1),
@@ -36,21 +57,7 @@ pub fn run<T: Debug, S: Default>(
     let mut bytes = [0; 32];
     bytes[..4].copy_from_slice(&seed.to_le_bytes());
     let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
-    let outcome = runner.run(&steps, |script| {
-        let (mut ours, mut qemu) = machines();
-        let (mut our_state, mut qemu_state) = (S::default(), S::default());
-        for (i, step) in script.iter().enumerate() {
-            let (mut here, mut there) = (Log::default(), Log::default());
-            perform(&mut *ours, &mut our_state, step, &mut here);
-            perform(&mut *qemu, &mut qemu_state, step, &mut there);
-            if here != there {
-                let why = format!("step {i}:\n{}", first_difference(&here, &there));
-                return Err(TestCaseError::fail(why));
-            }
-        }
-        Ok(())
-    });
-    match outcome {
+    match runner.run(&steps, |script| run(&script).map_err(TestCaseError::fail)) {
         Ok(()) => {}
         Err(TestError::Fail(why, script)) => {
             let script: String =

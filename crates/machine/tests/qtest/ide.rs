@@ -8,6 +8,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::bench::{Bench, Drives, cdrom, hard_disk};
+use crate::board::Board;
 use crate::machine::{Dword, Log, Machine, Word};
 use crate::qemu::Qemu;
 
@@ -39,6 +40,7 @@ pub type Places = [[Place; 2]; 2];
 /// Which drives there are, and their images on the host.
 pub struct Setup {
     places: Places,
+    on_board: bool,
     _folder: TempDir,
     disk: PathBuf,
     disc: PathBuf,
@@ -51,7 +53,8 @@ pub fn numbered(sectors: u64) -> Vec<u8> {
 }
 
 impl Setup {
-    pub fn new(places: Places) -> Self {
+    /// `on_board`: the disks are on the board `pc`, otherwise on the bench.
+    pub fn new(places: Places, on_board: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let file = |name: &str, sectors| {
             let path = folder.path().join(name);
@@ -60,6 +63,7 @@ impl Setup {
         };
         Self {
             places,
+            on_board,
             disk: file("disk", SECTORS),
             disc: file("disc", DISC * 4),
             other: file("other", OTHER_DISC * 4),
@@ -97,7 +101,12 @@ impl Setup {
                 Place::EmptyCd => arguments.extend(["-device".into(), device("ide-cd", ",id=cd")]),
             }
         }
-        let mut ours: Box<dyn Machine> = Box::new(Bench::new(drives, Duration::ZERO));
+        let mut ours: Box<dyn Machine> = if self.on_board {
+            let disks = self.places.into_iter().flatten().zip(0..).filter(|(place, _)| *place == Place::Disk);
+            Box::new(Board::new(&disks.map(|(_, i)| (i, &*self.disk)).collect::<Vec<_>>()))
+        } else {
+            Box::new(Bench::new(drives, Duration::ZERO))
+        };
         let mut qemu: Box<dyn Machine> = Box::new(Qemu::start(&arguments));
         for machine in [&mut ours, &mut qemu] {
             machine.config_write(IDE, 0x40, Dword, 0x8000_8000);
@@ -159,8 +168,6 @@ pub enum Step {
     Register { channel: u16, offset: u16, value: u8 },
     /// Interrupts are off while a command and its data phase are carried through.
     Polled { channel: u16, task: Task, seed: u16 },
-    /// The device control register is written.
-    Control { channel: u16, value: u8 },
     /// Registers 2 to 5 are written twice, and read with HOB and without.
     Hob { channel: u16, before: [u8; 4], now: [u8; 4] },
     /// Both edges of SRST.
@@ -182,7 +189,6 @@ pub enum Step {
 /// What is known of a machine between steps.
 #[derive(Default)]
 pub struct State {
-    reset_held: [bool; 2],
     /// A DMA command was given.
     dma: [bool; 2],
     /// Registers whose content no standard defines since a command moved sectors: by channel, a bit for each.
@@ -226,9 +232,6 @@ fn is_dma(task: &Task) -> bool {
 /// Waits until nothing is under way, as a driver that polls.
 fn settle(machine: &mut dyn Machine, state: &State, channel: u16, log: &mut Log) {
     let i = usize::from(channel);
-    if state.reset_held[i] {
-        return;
-    }
     for _ in 0..TRIES {
         let status = machine.inb(control_block(channel));
         let moving = state.dma[i]
@@ -265,7 +268,7 @@ fn look(machine: &mut dyn Machine, state: &State, places: Places, log: &mut Log)
         let device = machine.inb(command_block(channel) + 6);
         let drive = usize::from(device >> 4 & 1);
         let undefined = match places[i][drive] {
-            // Drive 0 answers for an absent drive 1 (ATA/ATAPI-6 §9.16.1); QEMU's absent drive has registers.
+            // Drive 0 answers for an absent drive 1 (ATA/ATAPI-6, single device configurations); QEMU's absent drive has registers.
             Place::Empty if places[i] != [Place::Empty; 2] => 0x3e,
             _ if state.short[i] || state.dma[i] && status & 0x08 != 0 => 0xff,
             _ if status & 1 == 0 => state.undefined[i],
@@ -305,13 +308,13 @@ fn give(machine: &mut dyn Machine, state: &mut State, channel: u16, task: &Task)
     };
 }
 
-/// Both edges of SRST. Against ATA/ATAPI-6 §9.2, QEMU interrupts at its end, and leaves drive 1 selected if it
+/// Both edges of SRST. Against ATA/ATAPI-6, QEMU interrupts at its end, and leaves drive 1 selected if it
 /// was: that is acknowledged, and undone.
 fn soft_reset(machine: &mut dyn Machine, state: &mut State, channel: u16, log: &mut Log) {
     let i = usize::from(channel);
     machine.outb(control_block(channel), 4);
     machine.outb(control_block(channel), 0);
-    (state.dma[i], state.reset_held[i], state.undefined[i], state.short[i]) = (false, false, 0, false);
+    (state.dma[i], state.undefined[i], state.short[i]) = (false, 0, false);
     settle(machine, state, channel, log);
     machine.outb(command_block(channel) + 6, 0xa0);
     machine.inb(command_block(channel) + 7);
@@ -497,10 +500,6 @@ pub fn perform(machine: &mut dyn Machine, state: &mut State, step: &Step, setup:
         Step::Register { channel, offset, value } => {
             machine.outb(command_block(channel) + offset, value);
         }
-        Step::Control { channel, value } => {
-            state.reset_held[usize::from(channel)] = value & 4 != 0;
-            machine.outb(control_block(channel), value);
-        }
         Step::Hob { channel, before, now } => {
             for values in [before, now] {
                 (2..)
@@ -557,7 +556,5 @@ pub fn perform(machine: &mut dyn Machine, state: &mut State, step: &Step, setup:
             (0..2).for_each(|channel| soft_reset(machine, state, channel, log));
         }
     }
-    if !matches!(step, Step::Finish { .. }) || !state.reset_held.contains(&true) {
-        look(machine, state, setup.places, log);
-    }
+    look(machine, state, setup.places, log);
 }
