@@ -4,7 +4,7 @@ use std::path::Path;
 
 use tempfile::TempDir;
 use trapline_disk::{Format, OpenOptions};
-use trapline_machine::pc::{DriveConfig, Firmware};
+use trapline_machine::pc::{DriveConfig, Firmware, Start};
 use trapline_machine::{MachineConfig, Pc, PcConfig, Serial};
 use trapline_vcpu::Accel;
 use vm_memory::{Bytes, GuestAddress};
@@ -24,7 +24,7 @@ impl Board {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("rom");
         std::fs::write(&image, vec![0; 0x1_0000]).unwrap();
-        let mut config = PcConfig::new(Firmware { image });
+        let mut config = PcConfig::new(Start::Firmware(Firmware { image }));
         let memory = 16 << 20;
         config.machine =
             MachineConfig { memory, accel: Accel::Soft, serial: Serial::Null, ..MachineConfig::default() };
