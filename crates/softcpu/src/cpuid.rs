@@ -114,7 +114,9 @@ features! {
     "hypervisor" L1Ecx 31 V1;
     "fsgsbase" L7Ebx 0 Default [FSGSBASE];
     "tsc-adjust" L7Ebx 1 Default;
+    "bmi1" L7Ebx 3 Max [BMI1];
     "smep" L7Ebx 7 Max;
+    "bmi2" L7Ebx 8 Max [BMI2];
     "erms" L7Ebx 9 Default;
     "invpcid" L7Ebx 10 Default [INVPCID];
     "rdseed" L7Ebx 18 Default [RDSEED];
@@ -132,6 +134,7 @@ features! {
     "xsaveopt" LDEax 0 Max [XSAVEOPT];
     "xsavec" LDEax 1 Max [XSAVEC];
     "lahf" X1Ecx 0 V1;
+    "lzcnt" X1Ecx 5 Max [LZCNT];
     "prefetchw" X1Ecx 8 Default;
     "syscall" X1Edx 11 V1 [SYSCALL];
     "nx" X1Edx 20 V1;
@@ -301,7 +304,7 @@ impl Model {
     /// Whether the model knows this instruction.
     #[inline]
     pub fn supports(&self, i: &Instruction) -> bool {
-        if i.encoding() != EncodingKind::Legacy {
+        if !matches!(i.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
             return false;
         }
         let mut features = i.cpuid_features().iter();

@@ -36,6 +36,23 @@ impl Rng {
         self.next() % n
     }
 
+    /// Bytes that may be an instruction. Most of one-byte space is prefixes and jumps: the two-byte map and
+    /// what VEX encodes get their shares.
+    fn code(&mut self) -> [u8; 15] {
+        let mut bytes = [0u8; 15];
+        bytes.iter_mut().for_each(|b| *b = self.next() as u8);
+        match self.below(6) {
+            0 | 1 => bytes[0] = 0x0f,
+            2 => {
+                bytes[0] = 0xc4;
+                bytes[1] = bytes[1] & 0xe0 | 2 + (bytes[1] & 1);
+                bytes[3] = 0xf0 + bytes[3] % 8;
+            }
+            _ => {}
+        }
+        bytes
+    }
+
     /// Values that matter: small, near the sign bits of every width, or anything.
     fn value(&mut self) -> u64 {
         let edges = [0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff];
@@ -216,6 +233,19 @@ fn integer(m: Mnemonic) -> bool {
             | M::Adox
             | M::Tzcnt
             | M::Lzcnt
+            | M::Andn
+            | M::Bextr
+            | M::Blsi
+            | M::Blsmsk
+            | M::Blsr
+            | M::Bzhi
+            | M::Mulx
+            | M::Pdep
+            | M::Pext
+            | M::Rorx
+            | M::Sarx
+            | M::Shlx
+            | M::Shrx
     ) || m.to_string_conditional()
 }
 
@@ -291,16 +321,9 @@ fn integer_instructions_agree_with_the_host() {
     let mut rng = Rng(0x9e37_79b9_7f4a_7c15);
     let (mut tried, mut ran) = (0u32, 0u32);
     let mut wrong = Vec::new();
-    while ran < 60_000 && tried < 20_000_000 {
+    while ran < 80_000 && tried < 20_000_000 {
         tried += 1;
-        let mut bytes = [0u8; 15];
-        for b in &mut bytes {
-            *b = rng.next() as u8;
-        }
-        // Most of one-byte space is prefixes and jumps: give the two-byte map its share.
-        if rng.below(3) == 0 {
-            bytes[0] = 0x0f;
-        }
+        let bytes = rng.code();
         let i = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE).decode();
         if i.is_invalid() || !integer(i.mnemonic()) || !model.supports(&i) {
             continue;
@@ -383,11 +406,7 @@ fn integer_sequences_agree_with_the_host() {
 /// A random instruction without memory operand that always completes, whose result is defined and depends
 /// on no flag in `unknown`.
 fn register_instruction(model: &Model, rng: &mut Rng, unknown: u32) -> Option<(Instruction, Vec<u8>)> {
-    let mut bytes = [0u8; 15];
-    bytes.iter_mut().for_each(|b| *b = rng.next() as u8);
-    if rng.below(3) == 0 {
-        bytes[0] = 0x0f;
-    }
+    let bytes = rng.code();
     let i = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE).decode();
     let stack = |n| i.op_kind(n) == OpKind::Register && i.op_register(n).full_register() == Register::RSP;
     let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);

@@ -9,6 +9,7 @@
 //! address, for which the handler is chosen with `by_ea!`. Handlers turn it into a linear address with
 //! [`crate::ops::ea`].
 
+mod bmi;
 mod branch;
 mod far;
 mod flow;
@@ -19,7 +20,7 @@ mod string;
 mod system;
 mod x87;
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 use crate::code::key;
 use crate::cpu::{Cpu, RBLOCK, RZERO, Stop, seg};
@@ -466,7 +467,9 @@ fn lower_all(
 }
 
 fn lower_one(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
-    if !l.model.supports(i) {
+    // What is encoded with VEX does not exist in real and virtual-8086 mode.
+    let vex = i.encoding() != EncodingKind::Legacy;
+    if !l.model.supports(i) || vex && l.key & key::REAL != 0 {
         return None;
     }
     if i.mnemonic() == Mnemonic::Nop {
@@ -481,6 +484,7 @@ fn lower_one(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         .or_else(|| x87::lower(l, i))
         .or_else(|| system::lower(l, i))
         .or_else(|| far::lower(l, i))
+        .or_else(|| bmi::lower(l, i))
 }
 
 /// The decoder options of a model.

@@ -2,6 +2,7 @@
 
 pub mod alu;
 pub mod bits;
+pub mod bmi;
 pub mod branch;
 pub mod flow;
 pub mod fxsave;
