@@ -10,12 +10,11 @@
 use iced_x86::{Code, CpuidFeature as F, EncodingKind, Instruction};
 
 use crate::cpu::cr4;
+use crate::ops::fxsave::{PKRU_AT, PKRU_BYTES, PKRU_STATE, SSE_STATE, X87_STATE};
 
 /// Bytes of the largest cache, for leaf 4 and 0x80000006.
 const L2_KIB: u32 = 1024;
 
-/// Bits of XCR0 that can be set: x87 and SSE.
-pub(crate) const XCR0_BITS: u64 = 3;
 /// Bytes of the XSAVE area: legacy region and header.
 const XSAVE_SIZE: u32 = 576;
 
@@ -112,6 +111,8 @@ features! {
     "xsave" L1Ecx 26 Max [XSAVE];
     "rdrand" L1Ecx 30 Default [RDRAND];
     "hypervisor" L1Ecx 31 V1;
+    // The x87 unit keeps no selectors.
+    "zero-fcs-fds" L7Ebx 13 V1;
     "fsgsbase" L7Ebx 0 Default [FSGSBASE];
     "tsc-adjust" L7Ebx 1 Default;
     "bmi1" L7Ebx 3 Max [BMI1];
@@ -126,13 +127,17 @@ features! {
     "clwb" L7Ebx 24 Max [CLWB];
     "sha" L7Ebx 29 Max [SHA];
     "umip" L7Ecx 2 Max;
+    "pku" L7Ecx 3 Max [PKU];
+    "la57" L7Ecx 16 Max;
     "rdpid" L7Ecx 22 Default [RDPID];
+    "pks" L7Ecx 31 Max;
     "fsrm" L7Edx 4 Default;
     "spec-ctrl" L7Edx 26 Default;
     "arch-capabilities" L7Edx 29 Default;
     "ssbd" L7Edx 31 Default;
     "xsaveopt" LDEax 0 Max [XSAVEOPT];
     "xsavec" LDEax 1 Max [XSAVEC];
+    "xsaves" LDEax 3 Max [XSAVES];
     "lahf" X1Ecx 0 V1;
     "lzcnt" X1Ecx 5 Max [LZCNT];
     "prefetchw" X1Ecx 8 Default;
@@ -202,13 +207,15 @@ pub struct CpuidContext {
     pub apic_id: u32,
     /// Processors in the package.
     pub cpus: u32,
-    /// CR4, for OSXSAVE.
+    /// CR4, for OSXSAVE and OSPKE.
     pub cr4: u64,
+    /// XCR0, for the size of the XSAVE area.
+    pub xcr0: u64,
 }
 
 impl Default for CpuidContext {
     fn default() -> Self {
-        Self { apic_id: 0, cpus: 1, cr4: 0 }
+        Self { apic_id: 0, cpus: 1, cr4: 0, xcr0: 1 }
     }
 }
 
@@ -352,6 +359,9 @@ impl Model {
             ("xsave", cr4::OSXSAVE),
             ("smep", cr4::SMEP),
             ("smap", cr4::SMAP),
+            ("la57", cr4::LA57),
+            ("pku", cr4::PKE),
+            ("pks", cr4::PKS),
         ] {
             if self.has(name) {
                 bits |= bit;
@@ -380,9 +390,12 @@ impl Model {
             4 if intel => cache_leaf(subleaf, context.cpus),
             // The APIC timer always runs.
             6 => [1 << 2, 0, 0, 0],
-            7 if subleaf == 0 => [0, word(Word::L7Ebx), word(Word::L7Ecx), word(Word::L7Edx)],
+            7 if subleaf == 0 => {
+                let ospke = if context.cr4 & cr4::PKE != 0 { 1 << 4 } else { 0 };
+                [0, word(Word::L7Ebx), word(Word::L7Ecx) | ospke, word(Word::L7Edx)]
+            }
             0xb if intel => topology_leaf(subleaf, context),
-            0xd => self.xsave_leaf(subleaf),
+            0xd => self.xsave_leaf(subleaf, context.xcr0),
             0x15 if intel => [1, 1, 1_000_000_000, 0],
             0x16 if intel => [1000, 1000, 100, 0],
             0x8000_0000 => {
@@ -404,19 +417,29 @@ impl Model {
             0x8000_0007 => [0, 0, 0, word(Word::X7Edx)],
             0x8000_0008 => {
                 let cores = if intel { 0 } else { context.cpus.saturating_sub(1).min(255) };
-                [48 << 8 | u32::from(self.phys_bits()), 0, cores, 0]
+                let linear = if self.has("la57") { 57 } else { 48 };
+                [linear << 8 | u32::from(self.phys_bits()), 0, cores, 0]
             }
             _ => [0; 4],
         }
     }
 
-    /// Leaf 0xd: x87 and SSE state, in either format.
-    fn xsave_leaf(&self, subleaf: u32) -> [u32; 4] {
+    /// Bits of XCR0 that can be set.
+    pub(crate) fn xcr0_bits(&self) -> u64 {
+        X87_STATE | SSE_STATE | if self.has("pku") { PKRU_STATE } else { 0 }
+    }
+
+    /// Leaf 0xd: x87, SSE and PKRU state, in either format.
+    fn xsave_leaf(&self, subleaf: u32, xcr0: u64) -> [u32; 4] {
+        let (at, bytes) = (PKRU_AT as u32, PKRU_BYTES as u32);
+        let size = |components: u64| if components & PKRU_STATE != 0 { at + bytes } else { XSAVE_SIZE };
+        let compacted = XSAVE_SIZE + if xcr0 & PKRU_STATE != 0 { bytes } else { 0 };
         match subleaf {
             _ if !self.has("xsave") => [0; 4],
-            0 => [XCR0_BITS as u32, XSAVE_SIZE, XSAVE_SIZE, 0],
+            0 => [self.xcr0_bits() as u32, size(xcr0), size(self.xcr0_bits()), 0],
             // Bit 2: XGETBV with ECX 1.
-            1 => [self.words[Word::LDEax as usize] | 1 << 2, XSAVE_SIZE, 0, 0],
+            1 => [self.words[Word::LDEax as usize] | 1 << 2, compacted, 0, 0],
+            9 if self.has("pku") => [bytes, at, 0, 0],
             _ => [0; 4],
         }
     }
@@ -502,7 +525,7 @@ mod tests {
     #[test]
     fn leaves() {
         let m = Model::default();
-        let c = CpuidContext { apic_id: 2, cpus: 4, cr4: 0 };
+        let c = CpuidContext { apic_id: 2, cpus: 4, ..CpuidContext::default() };
         assert_eq!(m.cpuid(0, 0, &c)[1..], [0x756e_6547, 0x6c65_746e, 0x4965_6e69]);
         let [eax, ebx, _, edx] = m.cpuid(1, 0, &c);
         assert_eq!(eax, 0x30661);
@@ -517,9 +540,23 @@ mod tests {
     }
 
     #[test]
-    fn vex_instructions_do_not_exist() {
-        let mut d = iced_x86::Decoder::new(64, &[0xc5, 0xf8, 0x77, 0x0f, 0x05], 0);
+    fn the_xsave_area_grows_with_what_is_enabled() {
+        let m = Model::max();
+        let leaf = |subleaf, xcr0| m.cpuid(0xd, subleaf, &CpuidContext { xcr0, ..CpuidContext::default() });
+        assert_eq!(leaf(0, 3), [0x203, 576, 2696, 0]);
+        assert_eq!(leaf(0, 0x203), [0x203, 2696, 2696, 0]);
+        assert_eq!((leaf(1, 0x203)[1], leaf(9, 3)), (584, [8, 2688, 0, 0]));
+        let context = CpuidContext { cr4: cr4::PKE, ..CpuidContext::default() };
+        assert_eq!(m.cpuid(7, 0, &context)[2] & 0x18, 0x18, "PKU and OSPKE");
+    }
+
+    #[test]
+    fn vex_instructions_do_not_exist_but_for_general_registers() {
+        let mut d =
+            iced_x86::Decoder::new(64, &[0xc5, 0xf8, 0x77, 0xc4, 0xe2, 0xf0, 0xf2, 0xc2, 0x0f, 0x05], 0);
         assert!(!Model::max().supports(&d.decode()));
+        let andn = d.decode();
+        assert!(Model::max().supports(&andn) && !Model::v1().supports(&andn));
         assert!(Model::v1().supports(&d.decode()));
     }
 }

@@ -85,6 +85,10 @@ impl Cpu {
         self.delivering = None;
         self.nmi_unblocked = false;
         self.shadow &= !(shadow::STI | shadow::MOV_SS);
+        if event.vector == vector::DB && event.kind != EventKind::SoftwareInterrupt {
+            // What MOV SS has held back goes with the debug exception of the instruction after it.
+            self.pending_debug = 0;
+        }
         if event.kind == EventKind::Nmi {
             self.shadow |= shadow::NMI;
         }

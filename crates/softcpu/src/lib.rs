@@ -16,7 +16,7 @@
 //!
 //! # What it leaves out
 //!
-//! AVX and everything else that needs VEX or EVEX, SMM, SGX, CET, PKU, Intel PT, performance counters,
+//! AVX and everything else that needs VEX or EVEX (but for BMI), SMM, SGX, CET, Intel PT, performance counters,
 //! 16-byte atomicity against other processes, caches (memory types have no effect), VMX instructions in
 //! guests (#UD: nested virtualization is prepared by the stack of contexts, see [`vmx`]). What is not
 //! implemented is not advertised and raises #UD.

@@ -38,6 +38,8 @@ pub mod index {
     pub const MTRR_MASK7: u32 = 0x20f;
     pub const MTRR_FIX_64K: u32 = 0x250;
     pub const PAT: u32 = 0x277;
+    pub const PKRS: u32 = 0x6e1;
+    pub const XSS: u32 = 0xda0;
     pub const MTRR_DEF_TYPE: u32 = 0x2ff;
     pub const EFER: u32 = 0xc000_0080;
     pub const STAR: u32 = 0xc000_0081;
@@ -112,6 +114,8 @@ pub struct Msrs {
     pub misc_enable: u64,
     pub debugctl: u64,
     pub pat: u64,
+    /// Protection-key rights for supervisor pages.
+    pub pkrs: u32,
     pub mtrr_def_type: u64,
     /// Base and mask of the variable ranges.
     pub mtrr_variable: [u64; 16],
@@ -148,6 +152,7 @@ impl Default for Msrs {
             misc_enable: 1,
             debugctl: 0,
             pat: 0x0007_0406_0007_0406,
+            pkrs: 0,
             mtrr_def_type: 0,
             mtrr_variable: [0; 16],
             mtrr_fixed: [0; 11],
@@ -207,6 +212,9 @@ impl Cpu {
             i::MTRR_BASE0..=i::MTRR_MASK7 => m.mtrr_variable[(msr & 15) as usize],
             i::MTRR_FIX_64K..=0x26f => m.mtrr_fixed[fixed_range(msr).ok_or(MsrError::Unknown(msr))?],
             i::PAT => m.pat,
+            i::PKRS if self.model.has("pks") => m.pkrs.into(),
+            // No supervisor state is there to be enabled.
+            i::XSS if self.model.has("xsaves") => 0,
             i::MTRR_DEF_TYPE => m.mtrr_def_type,
             i::EFER => self.efer,
             i::STAR => m.star,
@@ -278,6 +286,12 @@ impl Cpu {
             // No microcode to update; the revision is not writable either, but software clears it.
             i::UCODE_WRITE | i::UCODE_REV => {}
             i::MISC_FEATURES => need(v == 0)?,
+            i::XSS if self.model.has("xsaves") => need(v == 0)?,
+            i::PKRS if self.model.has("pks") => {
+                need(v >> 32 == 0)?;
+                self.msr.pkrs = v as u32;
+                self.protection_keys_changed();
+            }
             i::SYSENTER_CS => self.msr.sysenter_cs = v & 0xffff_ffff,
             i::MCG_STATUS => {
                 need(v & !7 == 0)?;

@@ -10,7 +10,7 @@
 use std::ops::Deref;
 use std::ptr::NonNull;
 
-use crate::cpu::{Cpu, RBLOCK, Stop};
+use crate::cpu::{Cpu, RBLOCK, Stop, seg};
 
 /// Executes one operation and those after it; says why it came back.
 pub type Handler = fn(&mut Cpu, OpRef) -> Flow;
@@ -125,7 +125,11 @@ pub fn next(cpu: &mut Cpu, op: OpRef) -> Flow {
 /// The instruction did not complete: an exception or a VM exit is pending in `Cpu::stop`.
 #[cold]
 #[inline(never)]
-pub fn stop(cpu: &mut Cpu, op: OpRef, _why: Stop) -> Flow {
+pub fn stop(cpu: &mut Cpu, op: OpRef, why: Stop) -> Flow {
+    if op.seg == seg::SS as u8 {
+        cpu.at_stack(why);
+    }
+    cpu.mmu.not_canonical = false;
     cpu.rip = cpu.ip(&op);
     cpu.last_len = op.len;
     cpu.icount += u64::from(op.nth);

@@ -48,6 +48,8 @@ fn plain(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         M::Wrmsr => (misc::wrmsr, 0, false),
         M::Xgetbv => (xcr::xgetbv, 0, false),
         M::Xsetbv => (xcr::xsetbv, 0, false),
+        M::Rdpkru => (xcr::rdpkru, 0, false),
+        M::Wrpkru => (xcr::wrpkru, 0, false),
         M::Hlt => (misc::hlt, 0, true),
         M::Pause => (misc::pause, 0, false),
         M::Invd => (misc::invd, 0, false),

@@ -16,7 +16,9 @@ pub(crate) fn lower(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         M::Xsave | M::Xsave64 => fxsave::xsave,
         M::Xsaveopt | M::Xsaveopt64 => fxsave::xsaveopt,
         M::Xsavec | M::Xsavec64 => fxsave::xsavec,
+        M::Xsaves | M::Xsaves64 => fxsave::xsaves,
         M::Xrstor | M::Xrstor64 => fxsave::xrstor,
+        M::Xrstors | M::Xrstors64 => fxsave::xrstors,
         _ => return x87(l, i),
     };
     let mut op = l.op(run);

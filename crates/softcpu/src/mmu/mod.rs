@@ -14,7 +14,7 @@ pub use tlb::View;
 use trapline_memory::arena::Arena;
 use trapline_memory::paging::PagingMode;
 
-use crate::cpu::{Cpu, Stop, cr0, cr4};
+use crate::cpu::{Cpu, Stop, cr0, cr4, vector};
 use crate::flags::bits;
 use crate::int::Int;
 use tlb::{Asids, Tlb};
@@ -122,6 +122,9 @@ pub struct Mmu {
     bounce: Box<[u64; 8]>,
     /// Guest-physical pages whose host-physical place is known, for table walks.
     frames: Box<walk::Frames>,
+    /// The #GP that is pending is about an address that is not canonical. Where the stack segment formed it,
+    /// it is a #SS: see [`Cpu::at_stack`].
+    pub(crate) not_canonical: bool,
     pub(crate) replay: Replay,
     /// The PDPTE registers of PAE paging.
     pub(crate) pdptes: [u64; 4],
@@ -157,6 +160,7 @@ impl Mmu {
             len: arena.len(),
             bounce: Box::new([0; 8]),
             frames: Box::default(),
+            not_canonical: false,
             replay: Replay::default(),
             pdptes: [0; 4],
         }
@@ -282,6 +286,29 @@ impl Cpu {
     pub(crate) fn mmu_context_changed(&mut self) {
         let view = self.wanted_view();
         self.mmu.tlb.set_view(view);
+    }
+
+    /// To be called when an access through the stack segment failed: #SS where others are #GP (SDM vol. 3
+    /// §6.15, interrupt 12).
+    #[cold]
+    pub(crate) fn at_stack(&mut self, s: Stop) -> Stop {
+        if std::mem::take(&mut self.mmu.not_canonical) { self.raise(vector::SS, Some(0)) } else { s }
+    }
+
+    /// To be called when PKRU or IA32_PKRS changed: rights are part of cached translations.
+    pub(crate) fn protection_keys_changed(&mut self) {
+        self.paging_changed();
+        if self.cr4 & (cr4::PKE | cr4::PKS) != 0 {
+            self.mmu.forget_spaces(|_| true);
+        }
+    }
+
+    /// Writes PKRU.
+    pub fn set_pkru(&mut self, v: u32) {
+        if v != self.pkru {
+            self.pkru = v;
+            self.protection_keys_changed();
+        }
     }
 
     /// To be called when CR0, CR3, CR4, EFER or PKRU changed; flushing is the caller's decision.

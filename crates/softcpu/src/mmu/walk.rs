@@ -176,7 +176,9 @@ impl Cpu {
         flags.set(PagingFlags::SMEP, self.cr4 & cr4::SMEP != 0);
         flags.set(PagingFlags::SMAP, self.cr4 & cr4::SMAP != 0);
         flags.set(PagingFlags::PKE, self.cr4 & cr4::PKE != 0);
-        PagingMode { kind, cr3: self.cr3, flags, phys_bits: self.model.phys_bits(), pkru: self.pkru, pkrs: 0 }
+        flags.set(PagingFlags::PKS, self.cr4 & cr4::PKS != 0);
+        let (pkru, pkrs) = (self.pkru, self.msr.pkrs);
+        PagingMode { kind, cr3: self.cr3, flags, phys_bits: self.model.phys_bits(), pkru, pkrs }
     }
 
     /// EPT, if the guest runs behind it.
@@ -205,6 +207,7 @@ impl Cpu {
         let long = self.efer & efer::LMA != 0 && self.cr0 & cr0::PG != 0;
         let lin = if long { lin } else { lin & 0xffff_ffff };
         if long && !self.canonical(lin) {
+            self.mmu.not_canonical = kind != Kind::Fetch;
             return Err(self.gp(0));
         }
         if kind != Kind::Fetch

@@ -206,14 +206,15 @@ fn call_rel_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     }
 }
 
+/// Whether a near branch may go to `target`.
+#[inline(always)]
+fn inside_code(cpu: &Cpu, target: u64) -> bool {
+    if cpu.long64 { cpu.canonical(target) } else { target <= u64::from(cpu.seg[crate::cpu::seg::CS].limit) }
+}
+
 #[inline(always)]
 fn jump_to(cpu: &mut Cpu, op: OpRef, target: u64) -> Flow {
-    if cpu.long64 {
-        if !cpu.canonical(target) {
-            let s = cpu.gp(0);
-            return stop(cpu, op, s);
-        }
-    } else if target > u64::from(cpu.seg[crate::cpu::seg::CS].limit) {
+    if !inside_code(cpu, target) {
         let s = cpu.gp(0);
         return stop(cpu, op, s);
     }
@@ -242,7 +243,7 @@ fn load_target<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: &Op) -> Result<T,
 
 #[inline(always)]
 fn call_to<T: Int + Plain>(cpu: &mut Cpu, op: OpRef, target: u64) -> Flow {
-    if cpu.long64 && !cpu.canonical(target) {
+    if !inside_code(cpu, target) {
         let s = cpu.gp(0);
         return stop(cpu, op, s);
     }
@@ -286,7 +287,7 @@ fn ret_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match cpu.peek::<T>(0) {
         Ok(target) => {
             let target = target.zx();
-            if cpu.long64 && !cpu.canonical(target) {
+            if !inside_code(cpu, target) {
                 let s = cpu.gp(0);
                 return stop(cpu, op, s);
             }

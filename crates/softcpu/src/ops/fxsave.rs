@@ -1,9 +1,11 @@
 //! FXSAVE, FXRSTOR and the XSAVE family (SDM volume 1, sections 10.5 and 13): x87 and SSE state in one
-//! image. Both look the same up to byte 512; XSAVE adds a header.
+//! image. Both look the same up to byte 512; XSAVE adds a header, and PKRU behind it.
 //!
-//! XSAVES and XRSTORS are left out, and so is the modified optimisation: XSAVEOPT leaves out only what is
-//! in its initial state. Where CR4.OSFXSR is clear, FXSAVE and FXRSTOR leave the XMM registers alone, and
+//! The modified optimisation is left out: XSAVEOPT and XSAVES leave out only what is in its initial state.
+//! There is no supervisor state, so XSAVES and XRSTORS move what XSAVEC does. Where CR4.OSFXSR is clear, FXSAVE and FXRSTOR leave the XMM registers alone, and
 //! FXRSTOR also MXCSR.
+
+use trapline_vmx::controls::SecondaryControls;
 
 use crate::cpu::{Cpu, Stop, cr0, cr4, reg, vector};
 use crate::fpu::{Mxcsr, X87};
@@ -20,6 +22,12 @@ pub const WIDE: u16 = 1;
 pub const X87_STATE: u64 = 1;
 /// See [`X87_STATE`].
 pub const SSE_STATE: u64 = 2;
+/// See [`X87_STATE`].
+pub const PKRU_STATE: u64 = 1 << 9;
+/// Where PKRU is in the standard format: where Intel's processors have it. Compacted, it follows the header.
+pub const PKRU_AT: usize = 2688;
+/// Bytes of PKRU's component, the upper half unused.
+pub const PKRU_BYTES: usize = 8;
 /// XCOMP_BV: the compacted format.
 const COMPACTED: u64 = 1 << 63;
 
@@ -82,6 +90,11 @@ impl Header {
     fn components(self) -> u64 {
         self.xcomp_bv & !COMPACTED
     }
+
+    /// Where PKRU is.
+    fn pkru_at(self) -> usize {
+        if self.compacted() { LEGACY + HEADER } else { PKRU_AT }
+    }
 }
 
 impl Cpu {
@@ -119,7 +132,8 @@ impl Cpu {
     pub(crate) fn in_use(&self) -> u64 {
         let sse = self.xmm.iter().take(self.xmm_count()).any(|v| v.0 != [0; 16]);
         let x87 = self.x87 != X87::default();
-        (u64::from(x87) * X87_STATE) | (u64::from(sse) * SSE_STATE)
+        let pkru = self.pkru != 0;
+        (u64::from(x87) * X87_STATE) | (u64::from(sse) * SSE_STATE) | (u64::from(pkru) * PKRU_STATE)
     }
 
     /// The image that FXSAVE64 writes in 64-bit mode.
@@ -147,27 +161,33 @@ impl Cpu {
     pub fn xsave_image(&self) -> [u8; 4096] {
         let mut image = [0; 4096];
         image[..LEGACY].copy_from_slice(&self.fxsave_image());
-        image[LEGACY..LEGACY + 8].copy_from_slice(&(X87_STATE | SSE_STATE).to_le_bytes());
+        image[LEGACY..LEGACY + 8].copy_from_slice(&self.model.xcr0_bits().to_le_bytes());
+        if self.model.xcr0_bits() & PKRU_STATE != 0 {
+            image[PKRU_AT..PKRU_AT + 4].copy_from_slice(&self.pkru.to_le_bytes());
+        }
         image
     }
 
     /// Loads an image as [`Cpu::xsave_image`] gives it. Components that the header says are in their
-    /// initial state become so. What a processor with more components has saved beside x87 and SSE is
-    /// an error unless it is in its initial state.
+    /// initial state become so. What a processor with more components than the model has saved beside them
+    /// is an error unless it is in its initial state.
     ///
     /// # Errors
     /// XRSTOR64 would raise #GP. Nothing was loaded then.
     pub fn load_xsave_image(&mut self, image: &[u8; 4096]) -> Result<(), ImageError> {
         let (legacy, rest) = image.split_first_chunk::<LEGACY>().ok_or(ImageError::Header(0, 0))?;
         let header = rest.first_chunk::<HEADER>().ok_or(ImageError::Header(0, 0))?;
-        let header = Header::parse(header, X87_STATE | SSE_STATE)?;
-        self.restore_components(legacy, header, X87_STATE | SSE_STATE, true, 16)
+        let all = self.model.xcr0_bits();
+        let header = Header::parse(header, all)?;
+        let at = header.pkru_at();
+        let pkru = image.get(at..).map_or(0, |rest| word(rest, 0)) as u32;
+        self.restore_components((legacy, pkru), header, all, true, 16)
     }
 
     /// What XRSTOR does with the components `wanted`, once the header is known to be good.
     fn restore_components(
         &mut self,
-        image: &Image,
+        (image, pkru): (&Image, u32),
         header: Header,
         wanted: u64,
         wide: bool,
@@ -189,6 +209,9 @@ impl Cpu {
             } else {
                 self.x87 = X87::default();
             }
+        }
+        if wanted & PKRU_STATE != 0 {
+            self.set_pkru(if header.xstate_bv & PKRU_STATE != 0 { pkru } else { 0 });
         }
         Ok(())
     }
@@ -269,6 +292,9 @@ fn save_standard(cpu: &mut Cpu, op: &Op, optimised: bool) -> Result<(), Stop> {
     let old: u64 = cpu.load(at)?;
     let in_use = cpu.in_use();
     let which = if optimised { wanted & in_use } else { wanted };
+    if which & PKRU_STATE != 0 {
+        cpu.store(lin.wrapping_add(PKRU_AT as u64), u64::from(cpu.pkru))?;
+    }
     cpu.store_components(lin, which, wanted & SSE_STATE != 0, op.aux & WIDE != 0)?;
     cpu.store(at, old & !wanted | wanted & in_use)
 }
@@ -283,29 +309,71 @@ fn xsaveopt_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 }
 handler!(next: xsaveopt_work => xsaveopt);
 
-fn xsavec_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
-    let wanted = cpu.requested()?;
+fn save_compacted(cpu: &mut Cpu, op: &Op, wanted: u64) -> Result<(), Stop> {
     let lin = cpu.aligned_image(op, LEGACY + HEADER, 64, Kind::Write)?;
     cpu.probe_write(lin, (LEGACY + HEADER) as u64)?;
     // MXCSR has no place of its own here: it makes its component one in use.
     let mxcsr = if cpu.mxcsr.value() != MXCSR_INITIAL { SSE_STATE } else { 0 };
     let which = wanted & (cpu.in_use() | mxcsr);
+    if which & PKRU_STATE != 0 {
+        cpu.store(lin.wrapping_add((LEGACY + HEADER) as u64), u64::from(cpu.pkru))?;
+    }
     cpu.store_components(lin, which, which & SSE_STATE != 0, op.aux & WIDE != 0)?;
     let at = lin.wrapping_add(LEGACY as u64);
     cpu.store(at, which)?;
     cpu.store(at.wrapping_add(8), COMPACTED | wanted)
 }
+
+fn xsavec_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    let wanted = cpu.requested()?;
+    save_compacted(cpu, op, wanted)
+}
 handler!(next: xsavec_work => xsavec);
+
+/// The checks of XSAVES and XRSTORS, which are for privilege level 0. They exit for components that both
+/// IA32_XSS and the XSS-exiting bitmap name; IA32_XSS is zero.
+fn requested_as_supervisor(cpu: &mut Cpu) -> Result<u64, Stop> {
+    if cpu.nonroot && !cpu.secondary(SecondaryControls::ENABLE_XSAVES) {
+        return Err(cpu.ud());
+    }
+    let wanted = cpu.requested()?;
+    cpu.need_cpl0()?;
+    Ok(wanted)
+}
+
+fn xsaves_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    let wanted = requested_as_supervisor(cpu)?;
+    save_compacted(cpu, op, wanted)
+}
+handler!(next: xsaves_work => xsaves);
 
 fn xrstor_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let wanted = cpu.requested()?;
+    restore(cpu, op, wanted, false)
+}
+handler!(next: xrstor_work => xrstor);
+
+fn xrstors_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
+    let wanted = requested_as_supervisor(cpu)?;
+    restore(cpu, op, wanted, true)
+}
+handler!(next: xrstors_work => xrstors);
+
+/// XRSTOR, and XRSTORS, which takes the compacted format alone.
+fn restore(cpu: &mut Cpu, op: &Op, wanted: u64, compacted: bool) -> Result<(), Stop> {
     let lin = cpu.aligned_image(op, LEGACY + HEADER, 64, Kind::Read)?;
     let mut header = [0; HEADER];
     cpu.read_image(lin.wrapping_add(LEGACY as u64), &mut header)?;
     let header = Header::parse(&header, cpu.xcr0).map_err(|_| cpu.gp(0))?;
+    if compacted && !header.compacted() {
+        return Err(cpu.gp(0));
+    }
+    let mut pkru = 0;
+    if wanted & header.xstate_bv & PKRU_STATE != 0 {
+        pkru = cpu.load(lin.wrapping_add(header.pkru_at() as u64))?;
+    }
     let mut image = [0; LEGACY];
     cpu.read_image(lin, &mut image[..XMM_AT + 256])?;
     let (wide, count) = (op.aux & WIDE != 0, cpu.xmm_count());
-    cpu.restore_components(&image, header, wanted, wide, count).map_err(|_| cpu.gp(0))
+    cpu.restore_components((&image, pkru), header, wanted, wide, count).map_err(|_| cpu.gp(0))
 }
-handler!(next: xrstor_work => xrstor);

@@ -41,7 +41,9 @@ impl Cpu {
     pub fn push<T: Int + Plain>(&mut self, v: T) -> Result<(), Stop> {
         if self.long64 {
             let sp = self.regs[usize::from(reg::RSP)].wrapping_sub(T::BYTES as u64);
-            self.store(sp, v)?;
+            if let Err(s) = self.store(sp, v) {
+                return Err(self.at_stack(s));
+            }
             self.regs[usize::from(reg::RSP)] = sp;
             return Ok(());
         }
@@ -76,7 +78,7 @@ impl Cpu {
     pub fn peek<T: Int + Plain>(&mut self, at: u64) -> Result<T, Stop> {
         if self.long64 {
             let sp = self.regs[usize::from(reg::RSP)].wrapping_add(at);
-            return self.load(sp);
+            return self.load(sp).map_err(|s| self.at_stack(s));
         }
         let sp = self.sp().wrapping_add(at) & self.stack_mask();
         let lin = self.linear(seg::SS, sp, T::BYTES as u64, Kind::Read)?;
@@ -430,7 +432,7 @@ fn enter_work<T: Int + Plain>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     for _ in 1..level {
         bp = bp.wrapping_sub(T::BYTES as u64);
         let lin = cpu.linear(seg::SS, bp & mask, T::BYTES as u64, Kind::Read)?;
-        let v: T = cpu.load(lin)?;
+        let v: T = cpu.load(lin).map_err(|s| cpu.at_stack(s))?;
         cpu.push(v)?;
     }
     if level > 0 {
@@ -438,7 +440,7 @@ fn enter_work<T: Int + Plain>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     }
     let sp = cpu.sp().wrapping_sub(size) & mask;
     let lin = cpu.linear(seg::SS, sp, 1, Kind::Write)?;
-    cpu.probe_write(lin, 1)?;
+    cpu.probe_write(lin, 1).map_err(|s| cpu.at_stack(s))?;
     cpu.set_sp(sp);
     // The frame pointer is written at the operand's width.
     T::of(frame).put(cpu, reg::RBP);

@@ -220,6 +220,16 @@ impl SoftVcpu {
                 follow(3, 9, leaf.edx & 1 << 9 != 0 && self.apic_base() & 1 << 11 != 0);
             }
             7 if index == 0 => follow(2, 4, cr4 & 1 << 22 != 0),
+            // The size of the XSAVE area with the components that are enabled, in either format.
+            0xd if index <= 1 => {
+                let xcr0 = self.root.cpu.xcr0;
+                let enabled = (2..63).filter(|n| xcr0 >> n & 1 != 0).filter_map(|n| self.leaf(0xd, n));
+                let end = match index {
+                    0 => enabled.map(|component| component.ebx + component.eax).max(),
+                    _ => enabled.map(|component| component.eax).reduce(|a, b| a + b).map(|sum| 576 + sum),
+                };
+                values[1] = end.unwrap_or(576);
+            }
             _ => {}
         }
         values

@@ -22,6 +22,7 @@ const DEBUGCTL: u32 = 0x1d9;
 const MISC_ENABLE: u32 = 0x1a0;
 const PAT: u32 = 0x277;
 const TSC_DEADLINE: u32 = 0x6e0;
+const PKRS: u32 = 0x6e1;
 const X2APIC: std::ops::RangeInclusive<u32> = 0x800..=0x8ff;
 pub(super) const EFER: u32 = 0xc000_0080;
 const STAR: u32 = 0xc000_0081;
@@ -60,13 +61,14 @@ pub(super) fn saved() -> Vec<u32> {
 
 /// What of [`saved`] the processor keeps: not time and the local APIC. At the end, MTRRs: the default type,
 /// fixed ranges, eight variable ranges.
-pub(super) const IN_PROCESSOR: [u32; 40] = [
+pub(super) const IN_PROCESSOR: [u32; 41] = [
     SPEC_CTRL,
     SYSENTER_CS,
     SYSENTER_ESP,
     SYSENTER_EIP,
     MISC_ENABLE,
     PAT,
+    PKRS,
     STAR,
     LSTAR,
     CSTAR,

@@ -144,8 +144,8 @@ impl Capabilities {
             cr0_fixed0: 0x8000_0021,
             cr0_fixed1: 0xffff_ffff,
             cr4_fixed0: CR4_VMXE,
-            // VME to OSXMMEXCPT, UMIP, VMXE, FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE.
-            cr4_fixed1: 0x0077_2fff,
+            // VME to OSXMMEXCPT, UMIP, LA57, VMXE, FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP, PKE, PKS.
+            cr4_fixed1: 0x0177_3fff,
             ept_vpid: ept_vpid::EXECUTE_ONLY
                 | ept_vpid::WALK_4
                 | ept_vpid::MEMORY_TYPE_UC

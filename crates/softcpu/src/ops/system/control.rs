@@ -24,7 +24,8 @@ const CR0_BITS: u64 = cr0::PE
     | cr0::CD
     | cr0::PG;
 /// Bits of CR4 whose change makes cached translations wrong.
-const CR4_PAGING: u64 = cr4::PSE | cr4::PAE | cr4::PGE | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::PKE;
+const CR4_PAGING: u64 =
+    cr4::PSE | cr4::PAE | cr4::PGE | cr4::PCIDE | cr4::SMEP | cr4::SMAP | cr4::PKE | cr4::PKS | cr4::LA57;
 /// Bits of DR6 that can be written.
 const DR6_BITS: u64 = 0xe00f;
 /// Bits of DR6 that read as one.
@@ -154,7 +155,7 @@ impl Cpu {
         let set = changed & v;
         let bad = v & !allowed != 0
             || v & fixed0 != fixed0
-            || self.lma() && v & cr4::PAE == 0
+            || self.lma() && (v & cr4::PAE == 0 || changed & cr4::LA57 != 0)
             || set & cr4::PCIDE != 0 && (!self.lma() || self.cr3 & 0xfff != 0);
         if bad {
             return Err(self.gp(0));
@@ -209,13 +210,13 @@ impl Cpu {
         self.nonroot && self.vmx.ctl.primary.contains(control)
     }
 
-    pub(super) fn secondary(&self, control: SecondaryControls) -> bool {
+    pub(in crate::ops) fn secondary(&self, control: SecondaryControls) -> bool {
         self.nonroot && self.vmx.ctl.secondary.contains(control)
     }
 
     /// #GP(0) unless at privilege level 0.
     #[inline]
-    pub(super) fn need_cpl0(&mut self) -> Result<(), Stop> {
+    pub(in crate::ops) fn need_cpl0(&mut self) -> Result<(), Stop> {
         if self.cpl == 0 { Ok(()) } else { Err(self.gp(0)) }
     }
 

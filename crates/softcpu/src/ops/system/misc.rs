@@ -18,7 +18,7 @@ fn cpuid_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
     if cpu.nonroot {
         return Err(cpu.instruction_exit(reason::CPUID, 0, 0));
     }
-    let context = CpuidContext { cr4: cpu.cr4, ..CpuidContext::default() };
+    let context = CpuidContext { cr4: cpu.cr4, xcr0: cpu.xcr0, ..CpuidContext::default() };
     let (leaf, subleaf) = (u32::get(cpu, reg::RAX), u32::get(cpu, reg::RCX));
     let [eax, ebx, ecx, edx] = cpu.model.cpuid(leaf, subleaf, &context);
     eax.put(cpu, reg::RAX);

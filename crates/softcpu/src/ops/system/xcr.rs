@@ -1,7 +1,6 @@
-//! XCR0: XGETBV and XSETBV.
+//! XCR0 and PKRU: XGETBV, XSETBV, RDPKRU, WRPKRU.
 
 use crate::cpu::{Cpu, Stop, cr4, reg};
-use crate::cpuid::XCR0_BITS;
 use crate::handler;
 use crate::int::Int;
 use crate::op::Op;
@@ -39,13 +38,39 @@ fn xsetbv_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
 }
 handler!(next: xsetbv_work => xsetbv);
 
+fn need_pke(cpu: &mut Cpu) -> Result<(), Stop> {
+    if cpu.cr4 & cr4::PKE == 0 {
+        return Err(cpu.ud());
+    }
+    if u32::get(cpu, reg::RCX) != 0 { Err(cpu.gp(0)) } else { Ok(()) }
+}
+
+fn rdpkru_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
+    need_pke(cpu)?;
+    cpu.pkru.put(cpu, reg::RAX);
+    0u32.put(cpu, reg::RDX);
+    Ok(())
+}
+handler!(next: rdpkru_work => rdpkru);
+
+fn wrpkru_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
+    need_pke(cpu)?;
+    if u32::get(cpu, reg::RDX) != 0 {
+        return Err(cpu.gp(0));
+    }
+    let v = u32::get(cpu, reg::RAX);
+    cpu.set_pkru(v);
+    Ok(())
+}
+handler!(next: wrpkru_work => wrpkru);
+
 impl Cpu {
     /// Writes XCR0 with the checks of XSETBV.
     ///
     /// # Errors
     /// #GP(0) for components that do not exist, or without x87 state.
     pub fn set_xcr0(&mut self, v: u64) -> Result<(), Stop> {
-        if v & !XCR0_BITS != 0 || v & 1 == 0 {
+        if v & !self.model.xcr0_bits() != 0 || v & 1 == 0 {
             return Err(self.gp(0));
         }
         self.xcr0 = v;
