@@ -102,17 +102,17 @@ fn bench_init(wanted: &[&str], scale: u32) -> String {
     init + "echo @@DONE\n" + EPILOGUE
 }
 
-/// Runs one program between two markers, the second with its exit status, and powers off. `files` lie in
+/// Runs commands, each between two markers, the second with the exit status, and powers off. `files` lie in
 /// `/files`.
-pub fn program(
-    program: &[u8],
-    files: &[(&str, Vec<u8>)],
-    arguments: &[&str],
+pub fn commands(
+    files: &[(String, Vec<u8>)],
+    commands: &[Vec<String>],
     (begin, end): (&str, &str),
 ) -> Result<Vec<u8>> {
-    let run = format!("echo {begin}\n/bin/program {}\necho {end} $?\n", arguments.join(" "));
+    let run: String =
+        commands.iter().map(|words| format!("echo {begin}\n{}\necho {end} $?\n", words.join(" "))).collect();
     let mut archive = base(&[PROLOGUE, &run, EPILOGUE].concat())?;
-    archive.executable("bin/program", program).directory("files");
+    archive.directory("files");
     for (name, content) in files {
         archive.executable(&format!("files/{name}"), content);
     }

@@ -245,11 +245,11 @@ impl Cpu {
         let need = |ok: bool| if ok { Ok(()) } else { Err(bad) };
         match msr {
             i::FS_BASE | i::GS_BASE => {
-                need(self.canonical(v))?;
+                need(self.canonical_in_register(v))?;
                 self.set_base(if msr == i::FS_BASE { seg::FS } else { seg::GS }, v);
             }
             i::KERNEL_GS_BASE | i::LSTAR | i::CSTAR | i::SYSENTER_ESP | i::SYSENTER_EIP => {
-                need(self.canonical(v))?;
+                need(self.canonical_in_register(v))?;
                 match msr {
                     i::KERNEL_GS_BASE => self.msr.kernel_gs_base = v,
                     i::LSTAR => self.msr.lstar = v,

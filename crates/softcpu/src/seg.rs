@@ -236,7 +236,7 @@ impl Cpu {
         if bytes == 16 {
             let high: u64 = self.load_system(at + 8)?;
             s.base |= high << 32;
-            if !self.canonical(s.base) {
+            if !self.canonical_in_register(s.base) {
                 return Err(self.selector_fault(vector::GP, selector));
             }
         }

@@ -5,9 +5,11 @@
 //! the others, who drop what they decoded. A processor that still had a write tag when a page was marked
 //! cannot know whether it wrote there in the meantime: it says that it did.
 //!
-//! Left open: between the marking and the other processor's next block edge, that other one can write
-//! through its old tag and tell the first by other means; the first may run what it decoded before until
-//! the note arrives.
+//! Left open: between the marking and the other processor's next block edge or VM exit, that other one can
+//! write through its old tag and tell the first through memory; the first may run what it decoded before until
+//! the note arrives, even across a serialising instruction. Telling it by an interrupt is safe: that takes a
+//! VM exit. (Waiting for the others before a page is first decoded would close this too, but costs a time
+//! slice for each page where there are more processors than the host has.)
 
 use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -222,3 +222,88 @@ fn a_near_return_that_faults_leaves_the_stack_pointer() {
     assert_eq!(m.cpu.rip, 0x5101);
     assert_eq!(m.reg(reg::RSP), common::STACK - 4 - 16, "error code, EIP, CS and EFLAGS");
 }
+
+#[test]
+fn registers_hold_57_bit_addresses_in_four_level_paging_too() {
+    let (wide, wider) = (0x00aa_aaaa_aaaa_aaaau64, 0x0aaa_aaaa_aaaa_aaaau64);
+    let mut m = Machine::long();
+    for msr in [index::FS_BASE, index::KERNEL_GS_BASE, index::LSTAR] {
+        assert!(m.cpu.write_msr(msr, wide).is_ok() && m.cpu.write_msr(msr, wider).is_err(), "{msr:#x}");
+    }
+    m.write(DATA + 2, wide);
+    m.run_code(|a| a.lidt(ptr(DATA)));
+    assert_eq!(m.cpu.idtr.base, wide);
+    let mut old = Machine::long_model(trapline_softcpu::cpuid::Model::default());
+    assert!(old.cpu.write_msr(index::FS_BASE, wide).is_err());
+}
+
+#[test]
+fn arpl_writes_only_what_changes() {
+    let mut m = Machine::protected();
+    m.gate(13, sel::CODE, 0x5100, 0x8e);
+    m.halt_at(0x5100);
+    m.cpu.seg[seg::DS].attr &= !attr::WRITABLE;
+    m.write(DATA, 3u16);
+    m.run_code(|a| {
+        a.mov(bx, 1)?;
+        a.arpl(word_ptr(DATA), bx)?;
+        a.setz(cl)?;
+        a.mov(edx, 1)
+    });
+    assert_eq!((m.reg(reg::RCX) & 0xff, m.reg(reg::RDX)), (0, 1));
+    m.write(DATA, 0u16);
+    m.code(|a| a.arpl(word_ptr(DATA), bx));
+    m.cpu.rip = common::CODE;
+    m.run();
+    assert_eq!(m.cpu.rip, 0x5101, "what changes must be writable");
+}
+
+#[test]
+fn enter_with_a_32_bit_operand_keeps_all_of_esp_on_a_16_bit_stack() {
+    let mut m = Machine::protected();
+    m.cpu.seg[seg::SS].attr &= !attr::DB;
+    m.cpu.mode_changed();
+    m.set(reg::RSP, 0x1_7000);
+    m.set(reg::RBP, 0x1_6ff0);
+    m.run_code(|a| a.enter(8, 0));
+    assert_eq!((m.reg(reg::RSP), m.reg(reg::RBP)), (0x1_6ff4, 0x1_6ffc));
+}
+
+#[test]
+fn a_16_bit_task_starts_with_the_upper_halves_all_ones() {
+    const NEW: u64 = 0x3800;
+    let mut m = Machine::protected();
+    m.descriptor(sel::FREE, NEW, 0x2b, 0x81);
+    let word = |m: &mut Machine, at: u64, v: u16| m.write(NEW + at, v);
+    word(&mut m, 0x0e, 0x9800);
+    word(&mut m, 0x10, 2);
+    word(&mut m, 0x12, 0x1234);
+    word(&mut m, 0x1a, 0x6f00);
+    for (at, selector) in [(0x22, sel::DATA), (0x24, sel::CODE), (0x26, sel::DATA), (0x28, sel::DATA)] {
+        word(&mut m, at, selector);
+    }
+    m.halt_at(0x9800);
+    m.set(reg::RAX, 0x5555_5555);
+    m.code(|a| a.db(&[0xea, 0, 0, 0, 0, sel::FREE as u8, 0]));
+    m.cpu.rip = common::CODE;
+    m.run();
+    assert_eq!((m.cpu.rip, m.reg(reg::RAX)), (0x9801, 0xffff_1234));
+}
+
+#[test]
+fn bmi_needs_protected_mode() {
+    // andn eax, ebx, ecx
+    let andn = [0xc4, 0xe2, 0x60, 0xf2, 0xc1];
+    let mut m = Machine::protected();
+    m.set(reg::RBX, 0xf0);
+    m.set(reg::RCX, 0xff);
+    m.run_code(|a| a.db(&andn));
+    assert_eq!(m.reg(reg::RAX), 0x0f);
+    let mut m = Machine::real();
+    m.write(6 * 4, 0x5100u32);
+    m.halt_at(0x5100);
+    m.code(|a| a.db(&andn));
+    m.cpu.rip = common::CODE;
+    m.run();
+    assert_eq!(m.cpu.rip, 0x5101);
+}

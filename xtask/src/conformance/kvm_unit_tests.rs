@@ -25,12 +25,13 @@ struct Entry {
 }
 
 impl Entry {
-    /// Whether it can run here: nothing that needs KVM, its modules' parameters, Hyper-V or nested
-    /// virtualization, and nothing that is not run by default.
+    /// Whether it can run here: nothing that needs KVM, its modules' parameters, Hyper-V, nested
+    /// virtualization or further devices, and nothing that is not run by default.
     fn wanted(&self, arch: &str) -> bool {
         let out = ["vmx", "svm", "hyperv", "nodefault"];
         let nested = self.file.starts_with("vmx") || self.file.starts_with("svm");
         !nested
+            && !self.qemu.iter().any(|word| word == "-device")
             && !self.check
             && self.accel != "kvm"
             && (self.arch.is_empty() || self.arch == arch)
@@ -43,10 +44,16 @@ impl Entry {
         self.qemu.get(at + 1).map(String::as_str)
     }
 
-    /// Feature switches and vendor of the processor model; the model itself is always `max`.
-    fn features(&self) -> impl Iterator<Item = &str> {
+    /// Feature switches and vendor of the processor model; the model itself is always `max`, of Intel if the
+    /// list does not say.
+    fn features(&self) -> Vec<&str> {
         let model = self.option("-cpu").unwrap_or("max");
-        model.split(',').skip(1).filter(|part| part.starts_with(['+', '-', 'v']))
+        let mut features: Vec<&str> =
+            model.split(',').skip(1).filter(|part| part.starts_with(['+', '-', 'v'])).collect();
+        if !features.iter().any(|part| part.starts_with("vendor=")) {
+            features.push("vendor=GenuineIntel");
+        }
+        features
     }
 
     /// MiB of memory.
@@ -144,7 +151,7 @@ fn qemu(entry: &Entry, flat: &Path) -> Command {
     let mut command = Command::new("qemu-system-x86_64");
     command.args(["-accel", "tcg", "-no-reboot", "-nodefaults", "-display", "none", "-serial", "stdio"]);
     command.args(["-device", "pc-testdev", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4"]);
-    let model: String = entry.features().fold("max".into(), |model, feature| model + "," + feature);
+    let model: String = entry.features().iter().fold("max".into(), |model, feature| model + "," + feature);
     command.args(["-cpu", &model, "-m", &entry.memory(), "-smp", &entry.smp.to_string()]);
     if let Some(machine) = entry.option("-machine") {
         command.args(["-machine", machine]);
@@ -216,7 +223,7 @@ mod tests {
         assert!(entries[1].wanted("x86_64"));
         let apic = ours(Path::new("microvm"), &entries[0], Path::new("apic.flat"));
         let line = tools::line(&apic);
-        assert!(line.contains("--cpu max,+x2apic --memory 2048M --cpus 2"), "{line}");
+        assert!(line.contains("--cpu max,+x2apic,vendor=intel --memory 2048M --cpus 2"), "{line}");
         assert!(!arguments(&entries[1]).contains('`'));
     }
 

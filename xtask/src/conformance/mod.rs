@@ -7,7 +7,9 @@
 mod fex;
 mod kvm_unit_tests;
 mod linux;
+mod programs;
 mod report;
+mod test386;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -47,6 +49,10 @@ enum Suite {
     KvmUnitTests,
     /// FEX's instruction tests with expected registers
     Fex,
+    /// QEMU's tests/tcg programs, statically linked, compared with the host's processor
+    QemuTcg,
+    /// test386.asm, a ROM
+    Test386,
 }
 
 /// What a suite runs on.
@@ -92,6 +98,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let reports: Vec<Report> = match args.suite {
         Suite::KvmUnitTests => kvm_unit_tests::run(args)?,
         Suite::Fex => fex::run(args)?,
+        Suite::QemuTcg => programs::run(args)?,
+        Suite::Test386 => test386::run(args)?,
     };
     print!("{}", report::Table(&reports));
     let behind = report::behind(&reports);

@@ -161,7 +161,8 @@ impl Cpu {
             t.ip = u64::from(self.load_system::<u16>(base + 0x0e)?);
             t.flags = u64::from(self.load_system::<u16>(base + 0x10)?);
             for (i, r) in t.regs.iter_mut().enumerate() {
-                *r = u64::from(self.load_system::<u16>(base + 0x12 + 2 * i as u64)?);
+                // A 16-bit TSS leaves the upper halves all-ones, as processors since the 80386 do.
+                *r = 0xffff_0000 | u64::from(self.load_system::<u16>(base + 0x12 + 2 * i as u64)?);
             }
             for (i, s) in t.selectors.iter_mut().take(4).enumerate() {
                 *s = self.load_system(base + 0x22 + 2 * i as u64)?;

@@ -289,6 +289,14 @@ impl Cpu {
         ((lin << shift) as i64 >> shift) as u64 == lin
     }
 
+    /// Whether registers that hold addresses (bases of segments and tables, entry points in MSRs) take `v`, and
+    /// invalidations: what is canonical with five-level paging, if the processor has it, whatever the current
+    /// mode (SDM vol. 1 §3.3.7.1; Intel's 5-level paging white paper, section 2.5).
+    pub fn canonical_in_register(&self, v: u64) -> bool {
+        let shift = if self.model.has("la57") { 7 } else { 16 };
+        ((v << shift) as i64 >> shift) as u64 == v
+    }
+
     #[cold]
     fn page_fault(&mut self, lin: u64, code: u32) -> Stop {
         self.pending = Pending::Event(Event {

@@ -426,7 +426,8 @@ pub fn enter<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
 fn enter_work<T: Int + Plain>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let (size, level) = (op.imm & 0xffff, op.imm >> 16 & 31);
     cpu.push(T::get(cpu, reg::RBP))?;
-    let frame = cpu.sp();
+    // All of ESP, on a 16-bit stack too: the operand size decides how much of it counts.
+    let frame = cpu.regs[usize::from(reg::RSP)];
     let mask = cpu.stack_mask();
     let mut bp = cpu.regs[usize::from(reg::RBP)];
     for _ in 1..level {

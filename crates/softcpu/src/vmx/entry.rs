@@ -11,7 +11,9 @@ use super::apic::Apic;
 use super::ept::Pml;
 use super::intercept::PauseLoop;
 use super::{Controls, VmFail, VmResult, reason};
-use crate::cpu::{Activity, Cpu, Event, EventKind, ExitInfo, Segment, cr0, efer, seg, shadow, vector};
+use crate::cpu::{
+    Activity, Cpu, Event, EventKind, ExitInfo, Segment, Signals, cr0, efer, seg, shadow, vector,
+};
 
 /// What an entry failed with after the guest state was looked at: exit reason and qualification.
 type Refused = (u16, u64);
@@ -111,7 +113,12 @@ impl Cpu {
             Err(e) => Err((reason::INVALID_GUEST_STATE, e.entry_failure().qualification())),
             Ok(()) => self.load_guest(&vmcs).map(|()| {
                 vmcs.launch_state = LaunchState::Launched;
-                self.run_injected(&vmcs)
+                let info = self.run_injected(&vmcs);
+                // What the guest wrote before it asked for something (an IPI) is known before that happens.
+                if self.signals.get() & Signals::CODE != 0 {
+                    self.read_notes();
+                }
+                info
             }),
         };
         match exit {

@@ -447,7 +447,7 @@ impl Cpu {
     /// VMfailValid 28 for a bad type, VPID or address.
     pub fn invvpid(&mut self, kind: u64, vpid: u16, address: u64) -> VmResult {
         self.in_vmx_root()?;
-        if kind > 3 || kind != 2 && vpid == 0 || kind == 0 && !self.canonical(address) {
+        if kind > 3 || kind != 2 && vpid == 0 || kind == 0 && !self.canonical_in_register(address) {
             return Err(self.fail(VmInstructionError::InvalidOperand));
         }
         match kind {

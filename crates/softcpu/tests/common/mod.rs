@@ -104,7 +104,12 @@ impl Machine {
     /// In 64-bit mode at privilege level 0. The first 8 MiB are identity-mapped with 4 KiB pages that
     /// user code may access; every exception leads to [`UNEXPECTED`].
     pub fn long() -> Self {
-        let mut m = Self::real();
+        Self::long_model(Model::max())
+    }
+
+    /// As [`Machine::long`], of this model.
+    pub fn long_model(model: Model) -> Self {
+        let mut m = Self::real_model(model);
         m.bits = 64;
         m.tables();
         m.descriptor(sel::CODE, 0, 0xfffff, rights::CODE64);

@@ -83,11 +83,14 @@ impl SoftVcpu {
                 self.task_switch();
                 None
             }
+            Some(R::Vmcall) => {
+                self.hypercall();
+                None
+            }
             Some(R::TripleFault) => Some(Exit::Shutdown),
             Some(R::ExceptionOrNmi) => self.exception_exit(memory),
             Some(
                 R::Getsec
-                | R::Vmcall
                 | R::Vmclear
                 | R::Vmlaunch
                 | R::Vmptrld
@@ -183,6 +186,17 @@ impl SoftVcpu {
             let indexed = leaf.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
             leaf.function == function && (!indexed || leaf.index == index)
         })
+    }
+
+    /// A hypercall as KVM's guests make it (Linux, Documentation/virt/kvm/x86/hypercalls.rst). None is offered,
+    /// so each gives the error that says so.
+    fn hypercall(&mut self) {
+        const EPERM: i64 = 1;
+        const ENOSYS: i64 = 1000;
+        let result = if self.cpl() == 0 { -ENOSYS } else { -EPERM };
+        let width = if self.mode64() { u64::MAX } else { 0xffff_ffff };
+        self.set_reg(reg::RAX, result as u64 & width);
+        self.skip_instruction();
     }
 
     fn execute_cpuid(&mut self) {

@@ -246,7 +246,7 @@ impl SoftVcpu {
         if index == EFER {
             return self.set_efer(value);
         }
-        let canonical = ((value << 16) as i64 >> 16) as u64 == value;
+        let canonical = self.root.cpu.canonical_in_register(value);
         let pat = value.to_le_bytes().iter().all(|t| matches!(t, 0 | 1 | 4..=7));
         let allowed = match index {
             PAT => pat,

@@ -121,8 +121,9 @@ pub(super) fn tables_and_rip(vmcs: &Vmcs, env: &Env<'_>) -> CheckResult {
     let entry = vmcs.entry_controls();
     let ia32e = entry.contains(EntryControls::IA32E_MODE_GUEST);
     let mode_64 = ia32e && rights(vmcs, Segment::Cs).long();
-    let within = |address: u64| if mode_64 { env.is_canonical(address) } else { address >> 32 == 0 };
-    require(within(vmcs.read(Field::GuestRip)), Rule::GuestRip, vmcs, Field::GuestRip)?;
+    let rip = vmcs.read(Field::GuestRip);
+    let within = if mode_64 { env.is_within_width(rip) } else { rip >> 32 == 0 };
+    require(within, Rule::GuestRip, vmcs, Field::GuestRip)?;
     let rflags = vmcs.read(Field::GuestRflags);
     let ok = rflags & RFLAGS_RESERVED == 0 && rflags & RFLAGS_FIXED_1 != 0;
     require(ok, Rule::RflagsReserved, vmcs, Field::GuestRflags)?;
@@ -133,7 +134,7 @@ pub(super) fn tables_and_rip(vmcs: &Vmcs, env: &Env<'_>) -> CheckResult {
     require(ok, Rule::RflagsIf, vmcs, Field::GuestRflags)?;
     if entry.contains(EntryControls::LOAD_CET_STATE) {
         let ssp = vmcs.read(Field::GuestSsp);
-        require(ssp & 3 == 0 && within(ssp), Rule::GuestSsp, vmcs, Field::GuestSsp)?;
+        require(ssp & 3 == 0 && env.is_within_width(ssp), Rule::GuestSsp, vmcs, Field::GuestSsp)?;
     }
     Ok(())
 }

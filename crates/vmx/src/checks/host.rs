@@ -48,9 +48,12 @@ fn msrs(vmcs: &Vmcs, env: &Env<'_>) -> CheckResult {
         require(ok, Rule::HostEferMode, vmcs, Field::HostEfer)?;
     }
     if exit.contains(ExitControls::LOAD_CET_STATE) {
-        require(is_s_cet(vmcs.read(Field::HostSCet), env), Rule::HostCet, vmcs, Field::HostSCet)?;
-        let ssp = vmcs.read(Field::HostSsp);
-        require(ssp & 3 == 0 && env.is_canonical(ssp), Rule::HostCet, vmcs, Field::HostSsp)?;
+        // A host in 32-bit mode has no more than 32 bits of either.
+        let long = exit.contains(ExitControls::HOST_ADDRESS_SPACE_SIZE);
+        let fits = |value: u64| if long { env.is_canonical(value) } else { value >> 32 == 0 };
+        let (s_cet, ssp) = (vmcs.read(Field::HostSCet), vmcs.read(Field::HostSsp));
+        require(is_s_cet(s_cet, env) && fits(s_cet), Rule::HostCet, vmcs, Field::HostSCet)?;
+        require(ssp & 3 == 0 && fits(ssp), Rule::HostCet, vmcs, Field::HostSsp)?;
         canonical(vmcs, env, Field::HostInterruptSspTable, Rule::HostCet)?;
     }
     let ok = !exit.contains(ExitControls::LOAD_PKRS) || vmcs.read(Field::HostPkrs) >> 32 == 0;

@@ -122,6 +122,14 @@ impl<'a> Env<'a> {
         ((address << unused) as i64 >> unused) as u64 == address
     }
 
+    /// Whether bits above the linear-address width are all alike. The highest bit within need not be: RIP and
+    /// SSP may be one step past the end of the lower half (SDM vol. 3 §27.3.1.4).
+    #[inline]
+    fn is_within_width(&self, address: u64) -> bool {
+        let above = (address as i64).checked_shr(self.linear_width.into()).unwrap_or(0);
+        matches!(above, 0 | -1)
+    }
+
     /// Whether an address is within the physical-address width.
     #[inline]
     fn is_physical(&self, address: u64) -> bool {

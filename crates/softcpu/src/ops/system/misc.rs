@@ -209,7 +209,7 @@ fn invpcid_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     let bad = kind > 3
         || pcid >> 12 != 0
         || kind < 2 && no_pcids && pcid != 0
-        || kind == 0 && !cpu.canonical(address);
+        || kind == 0 && !cpu.canonical_in_register(address);
     if bad {
         return Err(cpu.gp(0));
     }

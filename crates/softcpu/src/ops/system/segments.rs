@@ -113,7 +113,7 @@ fn write_base_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         return Err(cpu.ud());
     }
     let base = if op.operand_size() == 4 { u32::get(cpu, op.r1).zx() } else { u64::get(cpu, op.r1) };
-    if !cpu.canonical(base) {
+    if !cpu.canonical_in_register(base) {
         return Err(cpu.gp(0));
     }
     cpu.set_base(usize::from(op.r2 & 7), base);

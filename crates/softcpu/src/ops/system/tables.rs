@@ -47,7 +47,7 @@ fn load_table_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         4 => u64::from(cpu.load::<u32>(at)?),
         _ => u64::from(cpu.load::<u32>(at)? & 0xff_ffff),
     };
-    if !cpu.canonical(base) {
+    if !cpu.canonical_in_register(base) {
         return Err(cpu.gp(0));
     }
     let table = Table { base, limit };
@@ -196,11 +196,15 @@ fn arpl_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         cpu.flags.set_zf(lower);
         return Ok(());
     }
-    let lin = operand_linear(cpu, op, 2, Kind::Write)?;
-    cpu.modify::<u16>(lin, |cpu, v| {
-        let lower = v & 3 < rpl;
-        cpu.flags.set_zf(lower);
-        if lower { v & !3 | rpl } else { v }
-    })
+    // What need not change is not written: it may lie in a read-only segment or page.
+    let lin = operand_linear(cpu, op, 2, Kind::Read)?;
+    let v: u16 = cpu.load(lin)?;
+    let lower = v & 3 < rpl;
+    if lower {
+        let lin = operand_linear(cpu, op, 2, Kind::Write)?;
+        cpu.store(lin, v & !3 | rpl)?;
+    }
+    cpu.flags.set_zf(lower);
+    Ok(())
 }
 handler!(next: arpl_work => arpl);

@@ -96,7 +96,7 @@ pub(super) const CASES: &[Case] = &[
     (Rule::TableBase, F::GuestIdtrBase, long_mode, |w| { w.set(F::GuestIdtrBase, NOT_CANONICAL); }),
     (Rule::TableLimit, F::GuestGdtrLimit, long_mode, |w| { w.set(F::GuestGdtrLimit, 0x1_0000); }),
     (Rule::TableLimit, F::GuestIdtrLimit, real_mode, |w| { w.set(F::GuestIdtrLimit, 0x1_0000); }),
-    (Rule::GuestRip, F::GuestRip, long_mode, |w| { w.set(F::GuestRip, NOT_CANONICAL); }),
+    (Rule::GuestRip, F::GuestRip, long_mode, |w| { w.set(F::GuestRip, 1 << 48); }),
     (Rule::GuestRip, F::GuestRip, real_mode, |w| { w.set(F::GuestRip, 1 << 32); }),
     (Rule::GuestRip, F::GuestRip, long_mode, |w| { w.set(F::GuestCsAccessRights, 0xc09b); }),
     (Rule::RflagsReserved, F::GuestRflags, long_mode, |w| { w.clear(F::GuestRflags, 2); }),
@@ -110,6 +110,9 @@ pub(super) const CASES: &[Case] = &[
     }),
     (Rule::RflagsIf, F::GuestRflags, long_mode, |w| {
         inject(w, InterruptionInfo::external(0x20)).clear(F::GuestRflags, IF);
+    }),
+    (Rule::GuestSsp, F::GuestSsp, long_mode, |w| {
+        w.everything().entry(N::LOAD_CET_STATE).set(F::GuestSsp, 1 << 48);
     }),
     (Rule::GuestSsp, F::GuestSsp, long_mode, |w| { w.everything().entry(N::LOAD_CET_STATE).set(F::GuestSsp, 1); }),
 
@@ -266,6 +269,8 @@ fn what_guest_state_allows() {
         ("unusable segments hold anything", long_mode, |w| {
             w.set(F::GuestDsBase, u64::MAX).set(F::GuestDsLimit, 0x1234_5678).set(F::GuestLdtrBase, NOT_CANONICAL);
         }),
+        ("RIP one step past the lower half", long_mode, |w| { w.set(F::GuestRip, 1 << 47); }),
+        ("SSP there too", long_mode, |w| { w.everything().entry(N::LOAD_CET_STATE).set(F::GuestSsp, 1 << 47); }),
         ("compatibility mode", long_mode, |w| { w.set(F::GuestCsAccessRights, 0xc09b).set(F::GuestRip, 0x1000); }),
         ("entry to SMM", long_mode, |w| { w.in_smm().entry(N::ENTRY_TO_SMM).set(F::GuestInterruptibility, SMI); }),
         ("wait-for-SIPI outside SMM", long_mode, |w| { w.set(F::GuestActivity, WAIT_FOR_SIPI); }),

@@ -37,6 +37,9 @@ pub(super) const CASES: &[Case] = &[
     (Rule::HostCet, F::HostSCet, long_mode, |w| {
         w.everything().exit(X::LOAD_CET_STATE).set(F::HostSCet, 0xc00);
     }),
+    (Rule::HostCet, F::HostSsp, long_mode, |w| {
+        w.everything().exit(X::LOAD_CET_STATE).set(F::HostSsp, 1 << 47);
+    }),
     (Rule::HostCet, F::HostSsp, long_mode, |w| { w.everything().exit(X::LOAD_CET_STATE).set(F::HostSsp, 2); }),
     (Rule::HostCet, F::HostInterruptSspTable, long_mode, |w| {
         w.everything().exit(X::LOAD_CET_STATE).set(F::HostInterruptSspTable, NOT_CANONICAL);
