@@ -209,9 +209,10 @@ impl SoftVcpu {
         flags.set(PagingFlags::SMEP, cr4 & cr4::SMEP != 0);
         flags.set(PagingFlags::SMAP, cr4 & cr4::SMAP != 0);
         flags.set(PagingFlags::PKE, cr4 & cr4::PKE != 0);
+        flags.set(PagingFlags::PKS, cr4 & cr4::PKS != 0);
         let cpu = &self.root.cpu;
         let phys_bits = cpu.model.phys_bits();
-        PagingMode { kind, cr3: self.guest_cr3(), flags, phys_bits, pkru: cpu.pkru, pkrs: 0 }
+        PagingMode { kind, cr3: self.guest_cr3(), flags, phys_bits, pkru: cpu.pkru, pkrs: cpu.msr.pkrs }
     }
 
     /// The page-directory-pointer entries of PAE paging, as MOV to CR3 reads them. `false`: they cannot be
