@@ -257,15 +257,3 @@ fn counted_time_has_one_vcpu_and_no_kvm() {
     assert!(refused.to_string().contains("not supported by the kvm engine"), "{refused}");
     assert!(InstructionClock::new(InstructionClock::MAX_SHIFT + 1).is_err());
 }
-
-/// A guest that tries a hypercall of KVM's is told that there is none, and goes on.
-#[test]
-fn a_hypercall_says_that_it_is_not_there() {
-    let mut m = machine(false, |a| {
-        a.mov(eax, 10)?;
-        a.vmcall()?;
-        a.hlt()
-    });
-    assert_eq!(m.step(), Exit::Halt);
-    assert_eq!(m.vcpu.regs().unwrap().rax as u32 as i32, -1000);
-}

@@ -83,14 +83,11 @@ impl SoftVcpu {
                 self.task_switch();
                 None
             }
-            Some(R::Vmcall) => {
-                self.hypercall();
-                None
-            }
             Some(R::TripleFault) => Some(Exit::Shutdown),
             Some(R::ExceptionOrNmi) => self.exception_exit(memory),
             Some(
                 R::Getsec
+                | R::Vmcall
                 | R::Vmclear
                 | R::Vmlaunch
                 | R::Vmptrld
@@ -188,17 +185,6 @@ impl SoftVcpu {
         })
     }
 
-    /// A hypercall as KVM's guests make it (Linux, Documentation/virt/kvm/x86/hypercalls.rst). None is offered,
-    /// so each gives the error that says so.
-    fn hypercall(&mut self) {
-        const EPERM: i64 = 1;
-        const ENOSYS: i64 = 1000;
-        let result = if self.cpl() == 0 { -ENOSYS } else { -EPERM };
-        let width = if self.mode64() { u64::MAX } else { 0xffff_ffff };
-        self.set_reg(reg::RAX, result as u64 & width);
-        self.skip_instruction();
-    }
-
     fn execute_cpuid(&mut self) {
         let (function, index) = (self.reg(reg::RAX) as u32, self.reg(reg::RCX) as u32);
         let [eax, ebx, ecx, edx] = self.cpuid_values(function, index);
@@ -239,8 +225,11 @@ impl SoftVcpu {
                 let xcr0 = self.root.cpu.xcr0;
                 let enabled = (2..63).filter(|n| xcr0 >> n & 1 != 0).filter_map(|n| self.leaf(0xd, n));
                 let end = match index {
-                    0 => enabled.map(|component| component.ebx + component.eax).max(),
-                    _ => enabled.map(|component| component.eax).reduce(|a, b| a + b).map(|sum| 576 + sum),
+                    0 => enabled.map(|component| component.ebx.saturating_add(component.eax)).max(),
+                    _ => enabled
+                        .map(|component| component.eax)
+                        .reduce(u32::saturating_add)
+                        .map(|sum| sum.saturating_add(576)),
                 };
                 values[1] = end.unwrap_or(576);
             }
