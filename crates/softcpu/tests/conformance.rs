@@ -3,14 +3,25 @@
 mod common;
 
 use common::{DATA, Machine, sel};
+use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use trapline_softcpu::cpu::{attr, cr0, cr4, efer, reg, seg};
 use trapline_softcpu::msr::index;
 
+/// Runs a program at [`common::CODE`] to the HLT behind it.
+fn run(m: &mut Machine, f: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) {
+    let end = m.code(|a| {
+        f(a)?;
+        a.hlt()
+    });
+    m.cpu.rip = common::CODE;
+    m.run_to(end - 1);
+}
+
 #[test]
 fn loop_with_an_address_size_prefix_counts_in_ecx() {
     let mut m = Machine::long();
-    m.run_code(|a| {
+    run(&mut m, |a| {
         let mut again = a.create_label();
         a.mov(rcx, 0x1_0000_0001u64)?;
         a.xor(eax, eax)?;
@@ -24,7 +35,7 @@ fn loop_with_an_address_size_prefix_counts_in_ecx() {
 #[test]
 fn a_shift_by_a_zero_cl_keeps_the_flags_of_the_instruction_before() {
     let mut m = Machine::long();
-    m.run_code(|a| {
+    run(&mut m, |a| {
         a.xor(ecx, ecx)?;
         a.mov(eax, 0xff)?;
         a.add(al, 1)?;
@@ -161,7 +172,7 @@ fn xsave_and_xsaves_move_pkru() {
     m.cpu.set_xcr0(0x203).unwrap();
     m.cpu.set_pkru(0x5555_5550);
     m.set(reg::RBX, DATA);
-    m.run_code(|a| {
+    run(&mut m, |a| {
         a.mov(eax, 0x203)?;
         a.xor(edx, edx)?;
         a.xsave(ptr(rbx))?;
@@ -203,7 +214,7 @@ fn five_level_paging_translates_57_bits() {
     m.set(reg::RSP, common::STACK);
     m.write(DATA, 0x1234_5678u32);
     m.set(reg::RBX, 1 << 48 | DATA);
-    m.run_code(|a| a.mov(eax, dword_ptr(rbx)));
+    run(&mut m, |a| a.mov(eax, dword_ptr(rbx)));
     assert_eq!(m.reg(reg::RAX), 0x1234_5678);
 }
 
@@ -231,7 +242,7 @@ fn registers_hold_57_bit_addresses_in_four_level_paging_too() {
         assert!(m.cpu.write_msr(msr, wide).is_ok() && m.cpu.write_msr(msr, wider).is_err(), "{msr:#x}");
     }
     m.write(DATA + 2, wide);
-    m.run_code(|a| a.lidt(ptr(DATA)));
+    run(&mut m, |a| a.lidt(ptr(DATA)));
     assert_eq!(m.cpu.idtr.base, wide);
     let mut old = Machine::long_model(trapline_softcpu::cpuid::Model::default());
     assert!(old.cpu.write_msr(index::FS_BASE, wide).is_err());
@@ -244,7 +255,7 @@ fn arpl_writes_only_what_changes() {
     m.halt_at(0x5100);
     m.cpu.seg[seg::DS].attr &= !attr::WRITABLE;
     m.write(DATA, 3u16);
-    m.run_code(|a| {
+    run(&mut m, |a| {
         a.mov(bx, 1)?;
         a.arpl(word_ptr(DATA), bx)?;
         a.setz(cl)?;
@@ -265,7 +276,7 @@ fn enter_with_a_32_bit_operand_keeps_all_of_esp_on_a_16_bit_stack() {
     m.cpu.mode_changed();
     m.set(reg::RSP, 0x1_7000);
     m.set(reg::RBP, 0x1_6ff0);
-    m.run_code(|a| a.enter(8, 0));
+    run(&mut m, |a| a.enter(8, 0));
     assert_eq!((m.reg(reg::RSP), m.reg(reg::RBP)), (0x1_6ff4, 0x1_6ffc));
 }
 
@@ -297,7 +308,7 @@ fn bmi_needs_protected_mode() {
     let mut m = Machine::protected();
     m.set(reg::RBX, 0xf0);
     m.set(reg::RCX, 0xff);
-    m.run_code(|a| a.db(&andn));
+    run(&mut m, |a| a.db(&andn));
     assert_eq!(m.reg(reg::RAX), 0x0f);
     let mut m = Machine::real();
     m.write(6 * 4, 0x5100u32);

@@ -45,7 +45,7 @@ impl Rng {
             0 | 1 => bytes[0] = 0x0f,
             2 => {
                 bytes[0] = 0xc4;
-                bytes[1] = bytes[1] & 0xe0 | 2 + (bytes[1] & 1);
+                bytes[1] = bytes[1] & 0xe0 | (2 + (bytes[1] & 1));
                 bytes[3] = 0xf0 + bytes[3] % 8;
             }
             _ => {}

@@ -1,7 +1,7 @@
-//! test386.asm: a ROM in the place of a BIOS. It says how far it came by codes on a diagnostic port, and then
-//! prints results of arithmetic that are compared with its reference.
+//! test386.asm: a ROM in the place of a BIOS. It says how far it came by codes on a diagnostic port, and prints
+//! results of arithmetic, which are compared with its reference, on a serial port.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -11,45 +11,48 @@ use super::report::{Case, End, Report};
 use super::{Args, Which};
 use crate::tools;
 
-/// The code before the results, and the one that says the end.
-const RESULTS: u8 = 0xee;
+/// The code that says the end.
 const COMPLETE: u8 = 0xff;
 
-/// Runs `test386.bin` of `--suite-dir`, assembled with `POST_PORT` and `OUT_PORT` at the debug console, 0x402.
+/// Runs `test386.bin` of `--suite-dir`, assembled with `POST_PORT` at the debug console, 0x402, and `COM_PORT` 1.
 pub fn run(args: &Args) -> Result<Vec<Report>> {
     let rom = args.suite_dir.join("test386.bin");
     let reference = args.suite_dir.join("test386-EE-reference.txt");
     let reference =
         std::fs::read_to_string(&reference).with_context(|| format!("cannot read {reference:?}"))?;
-    std::fs::metadata(&rom)
-        .with_context(|| format!("cannot find {rom:?}: assemble it with POST_PORT and OUT_PORT equ 0x402"))?;
+    std::fs::metadata(&rom).with_context(|| {
+        format!("cannot find {rom:?}: assemble it with POST_PORT equ 0x402 and COM_PORT equ 1")
+    })?;
     let mut reports = Vec::new();
     for which in &args.on {
-        let console = tools::cache()?.join(format!("test386.{}", which.name()));
+        let file =
+            |kind: &str| tools::cache().map(|cache| cache.join(format!("test386.{}.{kind}", which.name())));
+        let (codes, text) = (file("codes")?, file("text")?);
         let start = Instant::now();
-        watch(command(*which, &rom, &console)?, &console, Duration::from_secs(args.timeout))?;
-        let output = std::fs::read(&console).with_context(|| format!("cannot read {console:?}"))?;
-        let mut case = judge(&output, &reference);
+        watch(command(*which, &rom, &codes, &text)?, [&codes, &text], Duration::from_secs(args.timeout))?;
+        let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {path:?}"));
+        let mut case = judge(&read(&codes)?, &String::from_utf8_lossy(&read(&text)?), &reference);
         case.seconds = start.elapsed().as_secs_f64();
         reports.push(Report { emulator: which.name(), cases: vec![case] });
     }
     Ok(reports)
 }
 
-fn command(which: Which, rom: &Path, console: &PathBuf) -> Result<Command> {
+fn command(which: Which, rom: &Path, codes: &Path, text: &Path) -> Result<Command> {
+    let file = format!("file:{}", text.display());
     let mut command = match which {
         Which::Trapline => {
             let mut command = Command::new(tools::build_example("pc")?);
-            command.args(["--accel", "soft", "--memory", "16M", "--serial", "null"]);
-            command.arg("--firmware").arg(rom).arg("--debug-console").arg(console);
+            command.args(["--accel", "soft", "--memory", "16M", "--serial", &file]);
+            command.arg("--firmware").arg(rom).arg("--debug-console").arg(codes);
             command
         }
         Which::Qemu => {
             let mut command = Command::new("qemu-system-i386");
             command.args(["-accel", "tcg", "-m", "16", "-display", "none", "-nodefaults", "-no-reboot"]);
             command.arg("-bios").arg(rom).arg("-chardev");
-            command.arg(format!("file,id=post,path={}", console.display()));
-            command.args(["-device", "isa-debugcon,iobase=0x402,chardev=post"]);
+            command.arg(format!("file,id=post,path={}", codes.display()));
+            command.args(["-device", "isa-debugcon,iobase=0x402,chardev=post", "-serial", &file]);
             command
         }
         Which::Host => anyhow::bail!("test386 is firmware: it runs on trapline and qemu"),
@@ -60,20 +63,23 @@ fn command(which: Which, rom: &Path, console: &PathBuf) -> Result<Command> {
 
 /// Runs the machine until it says that it is done, ends, or says nothing for a while: where a test fails the
 /// ROM halts.
-fn watch(mut command: Command, console: &Path, limit: Duration) -> Result<()> {
-    const SILENCE: Duration = Duration::from_secs(10);
-    std::fs::remove_file(console).ok();
+fn watch(mut command: Command, [codes, text]: [&Path; 2], limit: Duration) -> Result<()> {
+    const SILENCE: Duration = Duration::from_secs(20);
+    for file in [codes, text] {
+        std::fs::remove_file(file).ok();
+    }
     let mut child = command.spawn().map_err(|error| tools::missing(&command, "qemu-system-x86", error))?;
     let start = Instant::now();
     let (mut length, mut changed) = (0, Instant::now());
     while child.try_wait()?.is_none() && start.elapsed() < limit && changed.elapsed() < SILENCE {
         std::thread::sleep(Duration::from_millis(100));
-        let output = std::fs::read(console).unwrap_or_default();
+        let output = std::fs::read(codes).unwrap_or_default();
         if output.last() == Some(&COMPLETE) {
             break;
         }
-        if output.len() != length {
-            (length, changed) = (output.len(), Instant::now());
+        let now = output.len() as u64 + std::fs::metadata(text).map_or(0, |about| about.len());
+        if now != length {
+            (length, changed) = (now, Instant::now());
         }
     }
     child.kill().ok();
@@ -82,18 +88,14 @@ fn watch(mut command: Command, console: &Path, limit: Duration) -> Result<()> {
 }
 
 /// A code is passed when the next one comes; a line when it is the reference's.
-fn judge(output: &[u8], reference: &str) -> Case {
+fn judge(codes: &[u8], text: &str, reference: &str) -> Case {
     let mut case = Case { name: "test386".into(), ..Case::default() };
-    let codes = output.iter().position(|code| *code == RESULTS).unwrap_or(output.len());
-    let (codes, results) = output.split_at(codes);
     let post = |code: &u8| format!("POST {code:02X}");
-    let complete = output.last() == Some(&COMPLETE);
-    // The last code without results behind it is where it halted.
-    let (passed, failed) = codes.split_at(codes.len() - usize::from(results.is_empty() && !codes.is_empty()));
+    let complete = codes.last() == Some(&COMPLETE);
+    let (passed, failed) = codes.split_at(codes.len() - usize::from(!complete && !codes.is_empty()));
     case.passed = passed.iter().map(post).collect();
     case.failed = failed.iter().map(post).collect();
-    let text = String::from_utf8_lossy(results.get(1..).unwrap_or_default());
-    let mut lines = text.trim_end_matches('\u{fffd}').lines();
+    let mut lines = text.lines();
     for (n, line) in reference.lines().enumerate() {
         let verdict = format!("line {}: {line}", n + 1);
         match lines.next() {
@@ -118,11 +120,11 @@ mod tests {
 
     #[test]
     fn codes_and_results_are_told_apart() {
-        let case = judge(b"\x00\x01\x20\xeea b \nc\n\xff", "a b \nc\n");
-        assert_eq!((case.passed.len(), case.failed.len(), case.end), (5, 0, End::Done));
-        let case = judge(b"\x00\x01\xeea\nX\n\xff", "a\nc\n");
+        let case = judge(b"\x00\x01\x20\xee\xff", "a b \r\nc\n", "a b \nc\n");
+        assert_eq!((case.passed.len(), case.failed.len(), case.end), (7, 0, End::Done));
+        let case = judge(b"\x00\x01\xee\xff", "a\nX\n", "a\nc\n");
         assert_eq!(case.failed, ["line 2: c"]);
-        let case = judge(b"\x00\x01\x20", "a\n");
+        let case = judge(b"\x00\x01\x20", "", "a\n");
         assert_eq!((case.passed.len(), &case.failed[0][..]), (2, "POST 20"));
         assert_ne!(case.end, End::Done);
     }

@@ -29,7 +29,7 @@ fn bad_controls_and_host_state_fail_the_instruction() {
     m.set(F::Vpid, 0);
     assert_eq!(m.cpu.vmlaunch(), Err(VmFail::Valid(E::InvalidControls)));
     m.set(F::Vpid, 1);
-    m.set(F::HostRip, 1 << 47);
+    m.set(F::HostRip, 1 << 56);
     assert_eq!(m.cpu.vmlaunch(), Err(VmFail::Valid(E::InvalidHostState)));
     assert!(!m.cpu.nonroot);
 }
@@ -37,7 +37,7 @@ fn bad_controls_and_host_state_fail_the_instruction() {
 #[test]
 fn bad_guest_state_is_exit_33() {
     for (field, value, qualification) in
-        [(F::GuestRflags, 0, 0), (F::VmcsLinkPointer, 0x1001, 4), (F::GuestRip, 1 << 47, 0)]
+        [(F::GuestRflags, 0, 0), (F::VmcsLinkPointer, 0x1001, 4), (F::GuestRip, 1 << 57, 0)]
     {
         let mut m = long();
         nothing(&mut m);
@@ -73,7 +73,7 @@ fn msr_loading_fails_with_the_number_of_the_entry() {
         (0xc000_0100, 0),
         (0xc000_0101, 0),
         (0x808, 0),
-        (LSTAR, 1 << 47),
+        (LSTAR, 1 << 56),
         (0xdead_beef, 0),
         (STAR | 1 << 32, 0),
     ] {

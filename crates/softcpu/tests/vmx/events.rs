@@ -387,7 +387,7 @@ fn halted_guests_wake_up() {
     });
     let signals = m.cpu.signals.clone();
     let other = std::thread::spawn(move || {
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        std::thread::sleep(std::time::Duration::from_millis(50));
         signals.raise(Signals::INTERRUPT);
     });
     assert_eq!(m.run(), R::ExternalInterrupt);

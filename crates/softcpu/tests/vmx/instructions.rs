@@ -87,7 +87,7 @@ fn failures_leave_their_number_in_the_current_vmcs() {
         let r = m.cpu.invept(kind, eptp);
         fail(&mut m, r, E::InvalidOperand);
     }
-    for (kind, vpid, address) in [(4, 1, 0), (0, 0, 0), (1, 0, 0), (3, 0, 0), (0, 1, 1 << 47)] {
+    for (kind, vpid, address) in [(4, 1, 0), (0, 0, 0), (1, 0, 0), (3, 0, 0), (0, 1, 1 << 56)] {
         let r = m.cpu.invvpid(kind, vpid, address);
         fail(&mut m, r, E::InvalidOperand);
     }
