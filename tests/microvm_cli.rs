@@ -42,6 +42,8 @@ fn what_is_wrong_is_said_in_one_line_and_the_exit_code_is_1() {
         (&["--kernel", text, "--cpus", "0"], "processors"),
         (&["--kernel", text, "--accel", "magic"], "auto, kvm or soft"),
         (&["--kernel", text, "--serial", "magic"], "stdio"),
+        (&["--kernel", text, "--trace", "all"], "exits=FILE"),
+        (&["--kernel", text, "--trace", "exits=/nowhere/trace"], "a script"),
         (&["--kernel", text, "--nonsense"], "--nonsense"),
         (&["nonsense"], "nonsense"),
     ];

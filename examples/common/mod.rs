@@ -20,8 +20,8 @@ pub struct MachineOptions {
     /// What executes the guest: auto, kvm or soft
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     accel: Accel,
-    /// Processor of the soft engine, with features switched: MODEL[,+FEATURE][,-FEATURE][,vendor=amd|intel]
-    /// (models: default, max, x86-64-v1, x86-64-v2)
+    /// Processor that the guest sees, with features switched: MODEL[,+FEATURE][,-FEATURE][,vendor=amd|intel]
+    /// (models: default, max, x86-64-v1, x86-64-v2); on KVM, the host's without what the model does not have
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
     /// How guest addresses are translated: ept, or shadow (soft engine)
@@ -36,6 +36,9 @@ pub struct MachineOptions {
     /// Add the devices that bare-metal test kernels for QEMU expect: isa-debug-exit, pc-testdev, fw_cfg
     #[arg(long)]
     testdev: bool,
+    /// Write each exit and what devices do to a file that Perfetto opens: exits=FILE
+    #[arg(long, value_name = "exits=FILE", value_parser = trace)]
+    trace: Option<PathBuf>,
     /// Say at the end what it has cost: exits by reason and device, with their share of time
     #[arg(long)]
     pub stats: bool,
@@ -53,6 +56,7 @@ impl MachineOptions {
             icount: self.icount,
             serial: self.serial.parse()?,
             testdev: self.testdev,
+            trace: self.trace.clone(),
             profile: self.stats,
         })
     }
@@ -80,6 +84,12 @@ fn size(text: &str) -> Result<u64, String> {
     };
     let number: u64 = digits.parse().map_err(|_| "expected a size such as 512M or 2G".to_owned())?;
     number.checked_mul(1 << shift).ok_or_else(|| "too large".to_owned())
+}
+
+/// Reads what is to be traced.
+fn trace(text: &str) -> Result<PathBuf, String> {
+    let file = text.strip_prefix("exits=").filter(|file| !file.is_empty());
+    file.map(PathBuf::from).ok_or_else(|| "expected exits=FILE".to_owned())
 }
 
 /// Checks the name of a serial port; clap wants values that can be cloned.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -85,6 +85,14 @@ impl Default for EngineOptions {
     }
 }
 
+/// Learns of what an [`Engine`] does, such as for a trace. Called by whoever submits and reaps.
+pub trait Observer: Send + Sync {
+    /// A request begins.
+    fn submitted(&self, id: u64, op: &Op);
+    /// It is done, and its completion is about to be handed out.
+    fn completed(&self, id: u64, op: &Op, failed: bool);
+}
+
 /// Runs requests on a disk off the caller's thread.
 ///
 /// [`submit`](Self::submit) either serves a request at once, when its bytes are in the page cache,
@@ -102,6 +110,7 @@ pub struct Engine {
     ring: Option<Mutex<Ring>>,
     options: EngineOptions,
     workers: Mutex<Vec<JoinHandle<()>>>,
+    observer: OnceLock<Arc<dyn Observer>>,
 }
 
 struct Shared {
@@ -147,7 +156,13 @@ impl Engine {
         });
         let queue = Mutex::new(Queue::default());
         let shared = Shared { event, queue, work: Condvar::new(), idle: Condvar::new() };
-        Ok(Self { disk, shared: Arc::new(shared), ring, options, workers: Mutex::default() })
+        let (shared, workers) = (Arc::new(shared), Mutex::default());
+        Ok(Self { disk, shared, ring, options, workers, observer: OnceLock::new() })
+    }
+
+    /// From here on `observer` learns of requests and completions. There can be one: later ones do not.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        let _ = self.observer.set(observer);
     }
 
     /// The disk.
@@ -167,10 +182,15 @@ impl Engine {
 
     /// Starts a request. `Some`: it is already done, and will not be reaped.
     pub fn submit(&self, mut request: Request) -> Option<Completion> {
+        if let Some(observer) = self.observer.get() {
+            observer.submitted(request.id, &request.op);
+        }
         if self.options.inline
             && let Some(result) = try_now(&*self.disk, &mut request.op)
         {
-            return Some(Completion { request, result });
+            let completion = Completion { request, result };
+            self.tell_completed(&completion);
+            return Some(completion);
         }
         if let Err(request) = self.submit_to_ring(request) {
             self.enqueue(request);
@@ -185,7 +205,15 @@ impl Engine {
         if let Some(ring) = &self.ring {
             self.reap_ring(&mut ring.lock().unwrap_or_else(PoisonError::into_inner));
         }
-        self.shared.lock().done.drain(..).collect()
+        let done: Vec<_> = self.shared.lock().done.drain(..).collect();
+        done.iter().for_each(|completion| self.tell_completed(completion));
+        done
+    }
+
+    fn tell_completed(&self, Completion { request, result }: &Completion) {
+        if let Some(observer) = self.observer.get() {
+            observer.completed(request.id, &request.op, result.is_err());
+        }
     }
 
     /// Waits until nothing is in flight, as before a snapshot. The completions are left to

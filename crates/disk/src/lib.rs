@@ -74,7 +74,7 @@ mod uring;
 
 pub use buffer::{BUFFER_ALIGN, Buffer};
 pub use contract::{Access, Disk, DiskError, DiskInfo, Extent, Result, SECTOR_SIZE};
-pub use engine::{Completion, Engine, EngineOptions, Op, Request};
+pub use engine::{Completion, Engine, EngineOptions, Observer, Op, Request};
 pub use fuzz::fuzz_image;
 pub use host::{CacheMode, HostFile};
 pub use open::{BackingPolicy, Format, MAX_CHAIN, OpenOptions, open, overlay};

@@ -1,9 +1,9 @@
 //! The engine against raw disks: each way a request can go gives the same bytes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use trapline_disk::{
-    Buffer, CacheMode, Completion, Disk, Engine, EngineOptions, HostFile, Op, RawDisk, Request,
+    Buffer, CacheMode, Completion, Disk, Engine, EngineOptions, HostFile, Observer, Op, RawDisk, Request,
 };
 
 fn disk(cache: CacheMode) -> Option<(tempfile::NamedTempFile, Arc<dyn Disk>)> {
@@ -112,4 +112,40 @@ fn an_engine_can_be_shared_between_threads() {
     fn shared<T: Send + Sync>() {}
     shared::<Engine>();
     shared::<Completion>();
+}
+
+/// What an observer was told: `b` for a beginning, `e` for an end, and which request.
+#[derive(Default)]
+struct Told(Mutex<Vec<(char, u64)>>);
+
+impl Observer for Told {
+    fn submitted(&self, id: u64, _op: &Op) {
+        self.0.lock().unwrap().push(('b', id));
+    }
+
+    fn completed(&self, id: u64, _op: &Op, failed: bool) {
+        self.0.lock().unwrap().push((if failed { 'x' } else { 'e' }, id));
+    }
+}
+
+#[test]
+fn an_observer_learns_of_each_request_and_its_end() {
+    for inline in [true, false] {
+        let (_file, disk) = disk(CacheMode::Writeback).unwrap();
+        let engine = Engine::new(disk, EngineOptions { inline, ..EngineOptions::default() }).unwrap();
+        let told = Arc::new(Told::default());
+        engine.observe(told.clone());
+        let ops = [
+            Op::Write { offset: 0, buffer: Buffer::new(4096), fua: false },
+            Op::Flush,
+            Op::Read { offset: 0, buffer: Buffer::new(512) },
+            Op::Read { offset: u64::MAX, buffer: Buffer::new(512) },
+        ];
+        for (id, op) in (1..).zip(ops) {
+            let done = engine.submit(Request { id, op }).into_iter().collect();
+            finish(&engine, done, 1);
+        }
+        let expected = [('b', 1), ('e', 1), ('b', 2), ('e', 2), ('b', 3), ('e', 3), ('b', 4), ('x', 4)];
+        assert_eq!(*told.0.lock().unwrap(), expected, "inline: {inline}");
+    }
 }

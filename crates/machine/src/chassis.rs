@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use trapline_device::bus::{MmioBus, PioBus, SharedDevice, Swap};
-use trapline_device::{Clock, HostClock};
+use trapline_device::{Clock, HostClock, IrqSink, MsiSink};
 use trapline_memory::{Arena, GuestRam, RamConfig, Slot};
 use trapline_pci::Effects;
 use trapline_vcpu::{Accel, Engine, InstructionClock, Paging, Vcpu, Vm, VmConfig, choose, cpuid, create_vm};
@@ -22,6 +22,7 @@ use crate::remote::Remote;
 use crate::run::{Board, Routes, Shared, run_vcpu};
 use crate::stats::{self, Stats};
 use crate::timers::{Timers, Touched};
+use crate::trace::{TracedLines, TracedMessages, Tracks};
 use crate::{Error, Result, host};
 
 /// Locks; a device whose earlier user panicked is used on as it is.
@@ -43,6 +44,7 @@ pub(crate) struct Core {
     pub(crate) intr: Arc<Intr>,
     pub(crate) console: Console,
     profile: bool,
+    pub(crate) tracks: Option<Tracks>,
     input: Option<InputFile>,
     serial_path: Option<String>,
     serial_peer: Option<File>,
@@ -51,7 +53,7 @@ pub(crate) struct Core {
 impl Core {
     /// Processors in their power-on state, which see `slots` of the memory.
     pub(crate) fn new(config: MachineConfig, arena: &Arc<Arena>, slots: &[Slot]) -> Result<Self> {
-        let MachineConfig { memory: _, cpus, accel, cpu, paging, icount, serial, testdev: _, profile } =
+        let MachineConfig { memory: _, cpus, accel, cpu, paging, icount, serial, testdev: _, profile, trace } =
             config;
         let icount = icount.map(InstructionClock::new).transpose()?.map(Arc::new);
         let (clock, today): (Arc<dyn Clock>, _) = match &icount {
@@ -59,7 +61,7 @@ impl Core {
             None => (Arc::new(HostClock::new()), since_epoch()),
         };
         // What only the soft engine has decides for it.
-        let soft_only = cpu.is_some() || icount.is_some() || paging == Paging::Shadow;
+        let soft_only = icount.is_some() || paging == Paging::Shadow;
         let choice = choose(if accel == Accel::Auto && soft_only { Accel::Soft } else { accel })?;
         let vm_config = VmConfig { clock: clock.clone(), paging, cpu, icount, ..VmConfig::default() };
         let vm = create_vm(choice.engine, &vm_config)?;
@@ -67,6 +69,7 @@ impl Core {
         let vcpus = make_vcpus(&*vm, cpus)?;
         let control = Control::new()?;
         control.set_kickers(vcpus.iter().map(|vcpu| vcpu.kicker()).collect());
+        let tracks = trace.map(|path| Tracks::create(&path, clock.clone(), cpus)).transpose()?;
         let Port { output, input, path, peer } = serial.open()?;
         let touched = Touched::default();
         let console = Console::new(output, control.clone(), clock.clone(), touched.clone());
@@ -85,10 +88,28 @@ impl Core {
             intr,
             console,
             profile,
+            tracks,
             input,
             serial_path: path,
             serial_peer: peer,
         })
+    }
+
+    /// Where interrupt controllers and devices send their messages.
+    pub(crate) fn msi_sink(&self) -> Arc<dyn MsiSink> {
+        let sink = self.vm.msi_sink();
+        match &self.tracks {
+            Some(tracks) => Arc::new(TracedMessages { sink, track: tracks.interrupts.clone() }),
+            None => sink,
+        }
+    }
+
+    /// `lines`, seen by the trace if there is one.
+    pub(crate) fn traced_lines(&self, lines: Arc<dyn IrqSink>) -> Arc<dyn IrqSink> {
+        match &self.tracks {
+            Some(tracks) => Arc::new(TracedLines::new(lines, tracks.interrupts.clone())),
+            None => lines,
+        }
     }
 
     /// The boot processor.
@@ -157,6 +178,7 @@ impl Chassis {
             intr,
             console,
             profile,
+            tracks,
             input,
             serial_path,
             serial_peer,
@@ -168,11 +190,13 @@ impl Chassis {
             (Engine::Soft, Some(vcpu0)) => Timers::on_vcpu0(clock, timed, touched, vcpu0.kicker()),
             _ => Timers::on_timer(clock, timed, touched)?,
         };
+        let timers = timers.traced(tracks.as_ref().map(|tracks| tracks.timers.clone()));
         let (pic, ioapic) = (devices.pic.clone(), devices.ioapic.clone());
         let routes = Routes::default();
         routes.tell(&ioapic, &*vm)?;
-        let shared = Shared { vm, ports, mmio, pic, intr, ioapic, routes, timers, control, effects, board };
         let profiles = vcpus.iter().map(|_| profile.then(Profile::default)).collect();
+        let shared =
+            Shared { vm, ports, mmio, pic, intr, ioapic, routes, timers, control, effects, board, tracks };
         Ok(Self {
             shared: Arc::new(shared),
             devices,
@@ -269,6 +293,14 @@ impl Chassis {
         let mut sum = profiles.next()?.clone();
         profiles.for_each(|profile| sum.merge(profile));
         Some(sum)
+    }
+}
+
+impl Drop for Chassis {
+    fn drop(&mut self) {
+        if let Some(tracks) = &self.shared.tracks {
+            tracks.close();
+        }
     }
 }
 

@@ -28,7 +28,8 @@ pub struct MachineConfig {
     pub cpus: u32,
     /// What executes the guest.
     pub accel: Accel,
-    /// The processor that the soft engine shows to the guest; `None`: its default.
+    /// The processor that the guest sees; `None`: the soft engine's default, and the host's on KVM. See
+    /// [`VmConfig::cpu`](trapline_vcpu::VmConfig::cpu).
     pub cpu: Option<CpuModel>,
     /// How guest addresses are translated. Shadow paging is the soft engine's.
     pub paging: Paging,
@@ -43,6 +44,9 @@ pub struct MachineConfig {
     pub testdev: bool,
     /// Whether [`Stats::profile`](crate::Stats::profile) says where time goes, which takes time itself.
     pub profile: bool,
+    /// A file for what the machine does, exit by exit, in the Chrome trace event format: see
+    /// [`trace`](crate::trace). It costs time.
+    pub trace: Option<PathBuf>,
 }
 
 impl Default for MachineConfig {
@@ -58,6 +62,7 @@ impl Default for MachineConfig {
             serial: Serial::Stdio,
             testdev: false,
             profile: false,
+            trace: None,
         }
     }
 }

@@ -62,8 +62,8 @@ impl Devices {
     pub(crate) fn new(core: &Core, pm: AcpiPmConfig) -> Self {
         let Core { clock, control, touched, .. } = core;
         let pic = PicPair::new(IrqLine::new(core.intr.clone(), 0));
-        let ioapic = IoApic::new(core.vm.msi_sink());
-        let lines: Arc<dyn IrqSink> = Arc::new(IsaLines { pic: pic.sink(), ioapic: ioapic.sink() });
+        let ioapic = IoApic::new(core.msi_sink());
+        let lines = core.traced_lines(Arc::new(IsaLines { pic: pic.sink(), ioapic: ioapic.sink() }));
         let irq = |pin| IrqLine::new(lines.clone(), pin);
         let legacy = LegacyLines::new(irq(IRQ_TIMER), irq(IRQ_RTC));
         let events: Arc<dyn SystemEvents> = control.clone();

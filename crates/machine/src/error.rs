@@ -49,6 +49,14 @@ pub enum Error {
     /// The display.
     #[error(transparent)]
     Vga(#[from] trapline_display::VgaError),
+    /// The trace's file cannot be made.
+    #[error("cannot write the trace to {}: {source}", path.display())]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
     /// Firmware configuration.
     #[error(transparent)]
     FwCfg(#[from] trapline_chipset::fw_cfg::FwCfgError),

@@ -42,6 +42,7 @@ mod state;
 mod stats;
 mod testdev;
 mod timers;
+pub mod trace;
 
 pub use config::{ICOUNT_START, KernelConfig, MAX_CPUS, MAX_MEMORY, MachineConfig};
 pub use console::{Serial, UnknownSerial};

@@ -38,18 +38,22 @@ pub struct Profile {
     cpu: Duration,
 }
 
+/// The region that an exit accesses: its name, and its first port or address.
+pub(crate) fn accessed<'a>(exit: &Exit, ports: &'a PioBus, mmio: &'a MmioBus) -> Option<(&'a str, u64)> {
+    match *exit {
+        Exit::PioRead { port, .. }
+        | Exit::PioWrite { port, .. }
+        | Exit::PioReadBlock { port, .. }
+        | Exit::PioWriteBlock { port, .. } => ports.region_of(port).map(|(name, at)| (name, at.into())),
+        Exit::MmioRead { addr, .. } | Exit::MmioWrite { addr, .. } => mmio.region_of(addr),
+        _ => None,
+    }
+}
+
 impl Profile {
     /// Counts an exit that took from `start` until now to serve.
     pub(crate) fn record(&mut self, exit: &Exit, start: Instant, ports: &PioBus, mmio: &MmioBus) {
-        let kind = exit.kind();
-        let region = match *exit {
-            Exit::PioRead { port, .. }
-            | Exit::PioWrite { port, .. }
-            | Exit::PioReadBlock { port, .. }
-            | Exit::PioWriteBlock { port, .. } => ports.region_of(port).map(|(name, at)| (name, at.into())),
-            Exit::MmioRead { addr, .. } | Exit::MmioWrite { addr, .. } => mmio.region_of(addr),
-            _ => None,
-        };
+        let (kind, region) = (exit.kind(), accessed(exit, ports, mmio));
         let key = region.map_or(Key::Other(kind), |(_, start)| Key::Region(kind, start));
         let row = self.rows.entry(key).or_insert_with(|| {
             let region = region.map(|(name, start)| (name.to_owned(), start));

@@ -13,8 +13,9 @@ use trapline_vcpu::{Answer, Engine, Entry, Exit, Vcpu, Vm};
 
 use crate::control::{Control, Outcome};
 use crate::irq::{self, Intr};
-use crate::profile::Profile;
+use crate::profile::{self, Profile};
 use crate::timers::Timers;
+use crate::trace::{Arg, Track, Tracks};
 use crate::{Result, host};
 
 /// What the vCPU threads of a machine share. Nothing here is locked as a whole: the buses find a device
@@ -32,6 +33,8 @@ pub(crate) struct Shared {
     /// What accesses have changed of the address map; [`Board::apply_effects`] carries it out.
     pub(crate) effects: Effects,
     pub(crate) board: Box<dyn Board>,
+    /// The trace, if one is wanted.
+    pub(crate) tracks: Option<Tracks>,
 }
 
 /// What a board does that the others do otherwise.
@@ -137,6 +140,9 @@ pub(crate) fn run_vcpu(
     if boots {
         irq::this_thread_runs_vcpu0();
     }
+    let tracks = shared.tracks.as_ref();
+    let track = tracks.and_then(|tracks| tracks.vcpu(vcpu.id()));
+    let observed = profile.is_some() || track.is_some();
     let keeps_time = boots && vcpu.engine() == Engine::Soft;
     let mut answer = Answer::None;
     let mut ran = false;
@@ -149,15 +155,20 @@ pub(crate) fn run_vcpu(
         }
         if boots && shared.intr.asserted() {
             if ran && vcpu.ready_for_extint() {
-                entry.extint = Some(shared.pic.ack());
+                let vector = shared.pic.ack();
+                entry.extint = Some(vector);
+                if let Some(tracks) = tracks {
+                    tracks.interrupts.instant("8259a", &[("vector", Arg::Hex(vector.into()))]);
+                }
             }
             entry.want_window = shared.intr.asserted();
         }
         let exit = vcpu.run(entry)?;
         ran = true;
-        answer = match &mut profile {
-            None => access.serve(vcpu, exit)?,
-            Some(profile) => access.serve_measured(vcpu, exit, profile)?,
+        answer = if observed {
+            access.serve_observed(vcpu, exit, profile.as_deref_mut(), track)?
+        } else {
+            access.serve(vcpu, exit)?
         };
     }
     if let Some(profile) = profile {
@@ -175,13 +186,25 @@ impl Access<'_> {
         Ok(())
     }
 
-    /// The same, with a look at the clock.
-    fn serve_measured(&mut self, vcpu: &mut dyn Vcpu, exit: Exit, profile: &mut Profile) -> Result<Answer> {
-        let start = Instant::now();
+    /// As [`Access::serve`], for the profile and the trace.
+    fn serve_observed(
+        &mut self,
+        vcpu: &mut dyn Vcpu,
+        exit: Exit,
+        profile: Option<&mut Profile>,
+        track: Option<&Track>,
+    ) -> Result<Answer> {
+        let (start, at) = (Instant::now(), track.map(Track::now));
         // The buses on which the access is served: it may replace them.
         let (ports, mmio) = (self.ports.current(), self.mmio.current());
         let answer = self.serve(vcpu, exit);
-        profile.record(&exit, start, &ports, &mmio);
+        if let Some(profile) = profile {
+            profile.record(&exit, start, &ports, &mmio);
+        }
+        if let (Some(track), Some(at), Ok(answer)) = (track, at, &answer) {
+            let region = profile::accessed(&exit, &ports, &mmio);
+            track.exit(at, &exit, *answer, region.map(|(name, _)| name));
+        }
         answer
     }
 

@@ -17,6 +17,7 @@ use trapline_device::{Clock, Device, MmioIo, Nanos, Poll, PortIo};
 use trapline_vcpu::Kicker;
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::trace::{Arg, Track};
 use crate::{Error, Result};
 
 /// Set by whoever may have changed a deadline.
@@ -94,6 +95,7 @@ pub(crate) struct Timers {
     touched: Touched,
     schedule: Mutex<Schedule>,
     timer: Option<RawFd>,
+    track: Option<Track>,
 }
 
 impl Timers {
@@ -127,7 +129,12 @@ impl Timers {
     ) -> Self {
         touched.store(true, Ordering::Release);
         let schedule = Mutex::new(Schedule { keeper, next: None, awaited: None });
-        Self { clock, devices, touched, schedule, timer }
+        Self { clock, devices, touched, schedule, timer, track: None }
+    }
+
+    /// The same; calls of devices go to `track`.
+    pub(crate) fn traced(self, track: Option<Track>) -> Self {
+        Self { track, ..self }
     }
 
     /// The descriptor to wait on, if the event loop looks after the devices.
@@ -178,9 +185,13 @@ impl Timers {
         let now = self.clock.now();
         for device in &self.devices {
             let mut device = lock(device);
+            let name = self.track.as_ref().map(|track| (track, device.name().to_owned()));
             if let Some(poll) = device.poll()
                 && poll.deadline().is_some_and(|due| due <= now)
             {
+                if let Some((track, name)) = name {
+                    track.instant("due", &[("device", Arg::Text(&name))]);
+                }
                 poll.poll(now);
             }
         }

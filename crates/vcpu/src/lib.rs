@@ -2,7 +2,8 @@
 //!
 //! [`Vm`] and [`Vcpu`] are what a board drives: memory slots, interrupts by message, exits by value,
 //! state as KVM's structures. Two engines implement them: the kernel's KVM (`kvm`), and `softcpu` (`soft`),
-//! the processor in software. A board is written once; [`choose`] picks the engine at run time.
+//! the processor in software. A board is written once; [`choose`] picks the engine at run time. `softcpu` also
+//! executes what KVM's instruction emulator does not know.
 //!
 //! The local APICs belong to the engine; 8259A, IOAPIC and 8254 belong to the board (KVM's split
 //! irqchip). An interrupt of the IOAPIC is a message ([`Vm::signal_msi`]), one of the 8259A an

@@ -8,6 +8,7 @@ use trapline_disk::{CacheMode, Disk, DiskError, Engine, EngineOptions, Format, O
 use trapline_ide::{Drive, DriveIdentity, Io};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::trace::Tracks;
 use crate::{Error, Result};
 
 /// Places for drives: primary master and slave, secondary master and slave.
@@ -227,6 +228,15 @@ impl Drives {
 
     fn engines(&self) -> impl Iterator<Item = &Arc<Engine>> {
         self.places.iter().flatten().filter_map(|drive| drive.engine.as_ref())
+    }
+
+    /// Each disk's transfers go to a track of its own.
+    pub(crate) fn trace(&self, tracks: &Tracks) {
+        for (index, drive) in self.places.iter().enumerate() {
+            if let Some(engine) = drive.as_ref().and_then(|drive| drive.engine.as_ref()) {
+                engine.observe(Arc::new(tracks.drive(index)));
+            }
+        }
     }
 
     /// The events that tell of completions.

@@ -259,6 +259,9 @@ impl Pc {
         let bridge = I440Fx::new(SUBSYSTEM, effects.clone());
         let slots = map.slots(&bridge.shadows().collect::<Vec<_>>(), bridge.smram(), &[]);
         let core = Core::new(machine, ram.arena(), &slots)?;
+        if let Some(tracks) = &core.tracks {
+            drives.trace(tracks);
+        }
         let msrs = core.vm.saved_msrs()?;
         let power_on = core.vcpus.iter().map(|vcpu| VcpuState::save(&**vcpu, &msrs));
         let power_on = power_on.collect::<trapline_vcpu::Result<_>>()?;

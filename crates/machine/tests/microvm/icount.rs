@@ -1,6 +1,8 @@
 //! Deterministic mode: time that counts instructions. And processor models, which like it only the soft
 //! engine has.
 
+use std::path::PathBuf;
+
 use iced_x86::code_asm::*;
 use trapline_machine::{MachineConfig, Microvm, MicrovmConfig, Outcome, Serial};
 use trapline_vcpu::{Accel, CpuModel};
@@ -13,6 +15,16 @@ fn run_soft(
     cpu: Option<CpuModel>,
     code: impl FnOnce(&mut CodeAssembler) -> AsmResult,
 ) -> Ran {
+    run_traced(icount, cpu, None, code)
+}
+
+/// The same, with a trace.
+fn run_traced(
+    icount: Option<u8>,
+    cpu: Option<CpuModel>,
+    trace: Option<PathBuf>,
+    code: impl FnOnce(&mut CodeAssembler) -> AsmResult,
+) -> Ran {
     let dir = tempfile::tempdir().unwrap();
     let output = Output::default();
     let mut config = MicrovmConfig::new(kernel(dir.path(), code));
@@ -22,6 +34,7 @@ fn run_soft(
         cpu,
         icount,
         serial: Serial::Custom { output: Box::new(output.clone()), input: None },
+        trace,
         ..MachineConfig::default()
     };
     finish(Microvm::new(config).unwrap(), output)
@@ -107,6 +120,42 @@ fn two_runs_are_equal() {
     assert_ne!(runs[0].output, runs[2].output, "other instructions are under way when the timer is due");
     let exits = runs.each_ref().map(|ran| format!("{:?}", ran.stats.exits));
     assert_eq!(exits[0], exits[1]);
+}
+
+/// Every exit, interrupt and timer is in the trace, at the same time in both runs.
+#[test]
+fn two_runs_write_the_same_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let traces = [0, 1].map(|run| {
+        let path = dir.path().join(run.to_string());
+        let ran = run_traced(Some(0), None, Some(path.clone()), timer_talk);
+        let text = std::fs::read_to_string(path).unwrap();
+        let [exits] = &ran.stats.exits[..] else { panic!("one processor") };
+        for (kind, count) in exits.iter() {
+            let events = text.matches(&format!("{{\"name\":\"{kind}\",")).count() as u64;
+            assert_eq!(events, count, "{kind}");
+        }
+        text
+    });
+    assert_eq!(traces[0], traces[1]);
+    let text = &traces[0];
+    assert!(text.starts_with("[\n{\"name\":\"thread_name\"") && text.ends_with("}\n]\n"));
+    for (event, at_least) in [("\"irq\"", 20), ("\"8259a\"", 20), ("\"due\"", 20), ("\"device\":\"pit\"", 40)]
+    {
+        assert!(text.matches(event).count() >= at_least, "{event}");
+    }
+    assert!(text.contains("\"port\":\"0x3f8\",\"size\":1"), "the serial port");
+    // Time goes forward on each track.
+    let mut last = [0.0; 3];
+    for line in text.lines().filter(|line| line.contains("\"ts\":")) {
+        let field = |name: &str| -> f64 {
+            let rest = &line[line.find(name).unwrap() + name.len()..];
+            rest[..rest.find([',', '}']).unwrap()].parse().unwrap()
+        };
+        let (track, at) = (field("\"tid\":") as usize, field("\"ts\":"));
+        assert!(last[track] <= at, "{line}");
+        last[track] = at;
+    }
 }
 
 /// Guest: reads the time-stamp counter to EAX.

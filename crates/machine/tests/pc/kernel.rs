@@ -99,8 +99,19 @@ fn a_sector_is_read_by_words_and_interrupts_through_the_pic() {
             a.rep().outsb()?;
             exit(a, 1)
         });
-        let ran = finish(machine(accel, guest, with_disk));
+        let trace = tempfile::NamedTempFile::new().unwrap();
+        let ran = finish(machine(accel, guest, |config, dir| {
+            config.machine.trace = Some(trace.path().to_owned());
+            with_disk(config, dir);
+        }));
         assert_eq!((ran.outcome, ran.output.as_str()), (Outcome::DebugExit(3), "first block"), "{accel}");
+        let events = std::fs::read_to_string(trace.path()).unwrap();
+        let drive = events.lines().find(|line| line.contains("\"drive 0\"")).expect("a track of its own");
+        let track = &drive[drive.find("\"tid\"").unwrap()..drive.find(",\"args\"").unwrap()];
+        let on_track = |what: &str| events.lines().any(|line| line.contains(track) && line.contains(what));
+        assert!(on_track("\"name\":\"read\",\"ph\":\"b\""), "{accel}: {events}");
+        assert!(on_track("\"bytes\":512") && on_track("\"ph\":\"e\""), "{accel}: {events}");
+        assert!(events.contains("\"name\":\"irq\"") && events.contains("\"line\":14"), "{accel}: {events}");
     });
 }
 
