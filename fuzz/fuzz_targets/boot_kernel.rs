@@ -115,6 +115,7 @@ fuzz_target!(|input: Input<'_>| {
         initrd: input.initrd.then_some(&*initrd),
         command_line: input.command_line,
         rsdp: None,
+        text_screen: input.initrd,
         protocol: protocols[usize::from(input.protocol) % protocols.len()],
     };
     match load(&memory, &ram, &request) {

@@ -114,6 +114,9 @@ pub struct Request<'a> {
     pub command_line: &'a str,
     /// Guest-physical address of the ACPI RSDP, if there is one to tell about.
     pub rsdp: Option<u64>,
+    /// There is a VGA that shows text of 80 by 25 characters (mode 3): a Linux kernel is told, and uses it as
+    /// a console.
+    pub text_screen: bool,
     /// The protocol to use; without one the best the kernel offers: 64-bit Linux before 32-bit,
     /// Multiboot before PVH before the plain ELF entry.
     pub protocol: Option<Protocol>,
@@ -122,7 +125,7 @@ pub struct Request<'a> {
 impl<'a> Request<'a> {
     /// The kernel alone, without initrd, command line or ACPI.
     pub fn new(kernel: &'a Path) -> Self {
-        Self { kernel, initrd: None, command_line: "", rsdp: None, protocol: None }
+        Self { kernel, initrd: None, command_line: "", rsdp: None, text_screen: false, protocol: None }
     }
 }
 
@@ -188,7 +191,7 @@ pub fn load<M: GuestMemory>(memory: &M, ram: &[RamRange], request: &Request<'_>)
         }
         Protocol::Linux64 | Protocol::Linux32 | Protocol::Elf => {
             write_command_line(memory, request.command_line)?;
-            linux::write_zero_page(memory, &map, kernel.header, initrd, request.rsdp)?;
+            linux::write_zero_page(memory, &map, kernel.header, initrd, request)?;
             match kernel.long {
                 true => EntryPoint::long64(kernel.entry, layout::ZERO_PAGE),
                 false => EntryPoint::protected32(kernel.entry, layout::ZERO_PAGE, 0),

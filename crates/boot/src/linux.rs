@@ -3,8 +3,8 @@
 use linux_loader::loader::bootparam::{self, boot_e820_entry, boot_params};
 use vm_memory::{ByteValued, GuestMemory};
 
-use crate::Error;
 use crate::ram::{self, MapEntry, layout};
+use crate::{Error, Request};
 
 pub(crate) type SetupHeader = bootparam::setup_header;
 
@@ -37,7 +37,7 @@ pub(crate) fn write_zero_page<M: GuestMemory>(
     map: &[MapEntry],
     mut header: SetupHeader,
     initrd: Option<(u64, u64)>,
-    rsdp: Option<u64>,
+    request: &Request,
 ) -> Result<(), Error> {
     let mut params = boot_params::default();
     header.type_of_loader = LOADER_UNDEFINED;
@@ -49,7 +49,13 @@ pub(crate) fn write_zero_page<M: GuestMemory>(
     header.ramdisk_size = size as u32;
     params.ext_ramdisk_image = (address >> 32) as u32;
     params.ext_ramdisk_size = (size >> 32) as u32;
-    params.acpi_rsdp_addr = rsdp.unwrap_or(0);
+    params.acpi_rsdp_addr = request.rsdp.unwrap_or(0);
+    if request.text_screen {
+        let screen = &mut params.screen_info;
+        (screen.orig_video_mode, screen.orig_video_isVGA) = (3, 1);
+        (screen.orig_video_cols, screen.orig_video_lines) = (80, 25);
+        (screen.orig_video_points, screen.orig_video_ega_bx) = (16, 3);
+    }
     params.hdr = header;
 
     let mut table = params.e820_table;

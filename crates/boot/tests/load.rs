@@ -22,6 +22,7 @@ fn a_bzimage_starts_at_its_64_bit_entry_with_a_zero_page() {
         initrd: Some(&initrd),
         command_line: "console=ttyS0",
         rsdp: Some(0xe_0000),
+        text_screen: true,
         ..Request::new(&kernel)
     };
     let loaded = load(&memory, &ram, &request).unwrap();
@@ -40,6 +41,9 @@ fn a_bzimage_starts_at_its_64_bit_entry_with_a_zero_page() {
 
     let zero_page = layout::ZERO_PAGE;
     assert_eq!(read::<u64>(&memory, zero_page + 0x70), 0xe_0000); // acpi_rsdp_addr
+    // screen_info: mode 3, 80 columns, 25 lines, a VGA, characters of 16 lines.
+    assert_eq!(read::<[u8; 2]>(&memory, zero_page + 0x06), [3, 80]);
+    assert_eq!(read::<[u8; 3]>(&memory, zero_page + 0x0e), [25, 1, 16]);
     assert_eq!(read::<u8>(&memory, zero_page + 0x1e8), 3); // e820_entries
     assert_eq!(read::<[u8; 4]>(&memory, zero_page + 0x202), *b"HdrS");
     assert_eq!(read::<u8>(&memory, zero_page + 0x210), 0xff); // type_of_loader

@@ -82,6 +82,7 @@
 
 mod damage;
 mod edid;
+mod firmware;
 mod frame;
 mod mmio;
 mod ports;

@@ -89,6 +89,7 @@ impl Microvm {
             initrd: initrd.as_deref(),
             command_line: &cmdline,
             rsdp: Some(rsdp),
+            text_screen: false,
             protocol: None,
         };
         let ranges: Vec<_> =

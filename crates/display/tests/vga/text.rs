@@ -283,3 +283,23 @@ fn damage_is_what_was_written_and_what_blinks() {
     assert_eq!(card.device().take_damage(), Damage::All, "the cursor");
     assert_eq!(card.device().take_damage(), Damage::None);
 }
+
+#[test]
+fn a_board_without_firmware_starts_it_in_text_mode() {
+    let mut card = Card::in_mode(&PACKED);
+    card.device().start_text();
+    card.print(0, 0, 0x1e, "Ab");
+    card.poke(0xb_8000 + 4, 0xdb); // a full block
+    let screen = card.device().text().unwrap();
+    assert_eq!((screen.columns(), screen.rows().len(), screen.cursor()), (80, 25, Some((0, 0))));
+    assert_eq!(screen.lines().next().unwrap(), "Ab█");
+    let frame = card.frame();
+    let colours: Vec<_> = (0..9).map(|x| frame.pixel(9 + x, 2).unwrap()).collect();
+    assert!(colours.contains(&[0xff, 0xff, 0x55]) && colours.contains(&[0, 0, 0xaa]), "{colours:?}");
+    let block: Vec<_> = (0..16).map(|y| frame.pixel(2 * 9 + y % 8, y).unwrap()).collect();
+    assert_eq!(block, [[0xaa; 3]; 16]);
+    assert_eq!(frame.pixel(719, 399), Some([0; 3]));
+    // And as often as it is reset.
+    card.device().start_text();
+    assert_eq!(card.device().text().unwrap().lines().next().unwrap(), "");
+}

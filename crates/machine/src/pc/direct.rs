@@ -78,6 +78,7 @@ pub(crate) fn load(
         initrd: initrd.as_deref(),
         command_line: cmdline,
         rsdp: Some(rsdp),
+        text_screen: vga,
         protocol: None,
     };
     let loaded = trapline_boot::load(memory, ram, &request)?;

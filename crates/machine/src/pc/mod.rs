@@ -34,8 +34,8 @@
 //! # Start and reset
 //!
 //! With firmware the boot processor starts at the reset vector, and firmware finds tables in fw_cfg. A kernel
-//! without firmware is started as its boot protocol says; the board has then assigned BARs and interrupts and
-//! written the tables, as firmware does. When the guest resets the machine, by 0xcf9, 0x92, the keyboard
+//! without firmware is started as its boot protocol says; the board has then assigned BARs and interrupts, put
+//! the display into text mode and written the tables, as firmware does. When the guest resets the machine, by 0xcf9, 0x92, the keyboard
 //! controller or a triple fault, it starts again: devices and processors are as after power-on, memory keeps
 //! its contents, and a kernel without firmware is loaded anew. [`PcConfig::reboot`] is for a run that ends
 //! instead.
@@ -373,6 +373,9 @@ impl Pc {
             let (cpus, vga) = (self.chassis.vcpus.len() as u32, self.devices.vga.is_some());
             let vcpu = self.chassis.vcpu0()?;
             direct::load(self.ram.memory(), &self.ranges, cpus, vga, kernel, vcpu)?;
+            if let Some(vga) = &self.devices.vga {
+                lock(vga).start_text();
+            }
         }
         let shared = &self.chassis.shared;
         self.host.apply(&shared.effects, &shared.ports, &shared.mmio, &*shared.vm)?;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use iced_x86::code_asm::*;
 use trapline_machine::pc::{BootDevice, DriveConfig, Screen, Start, VgaOptions};
-use trapline_machine::{Outcome, Remote};
+use trapline_machine::{KernelConfig, Outcome, Remote};
 use trapline_vcpu::Accel;
 
 use crate::harness::*;
@@ -152,8 +152,9 @@ fn a_guest_draws_into_the_framebuffer_without_exits() {
     });
 }
 
-/// Debian's memtest86+, a CD.
-const MEMTEST: &str = "/usr/lib/memtest86+/memtest86+x64.iso";
+/// Debian's memtest86+: a CD, and a file that starts like a Linux kernel.
+const MEMTEST_CD: &str = "/usr/lib/memtest86+/memtest86+x64.iso";
+const MEMTEST_KERNEL: &str = "/boot/memtest86+x64.bin";
 
 /// Watches a memory test's screen until its first pass ends; returns what it says last.
 fn first_pass(screen: &Screen, remote: &Remote, patience: Duration) -> String {
@@ -174,21 +175,16 @@ fn first_pass(screen: &Screen, remote: &Remote, patience: Duration) -> String {
     }
 }
 
-/// Time counts instructions, so that a test that waits for 80 seconds does not take so long.
-#[test]
-fn memtest86_finds_no_errors() {
-    let Some(firmware) = firmware() else { return };
-    if !Path::new(MEMTEST).exists() {
-        eprintln!("skipped: no {MEMTEST} (package memtest86+)");
-        return;
-    }
+/// Runs a memory test from power-on to the end of its first pass. Time counts instructions, so that a test
+/// that waits for 80 seconds does not take so long.
+fn memtest(start: Start, disc: Option<&str>) {
     let mut machine = machine(
         Accel::Soft,
-        |_| firmware,
+        |_| start,
         |config, _| {
             config.machine.memory = 5 * MIB; // it moves itself to above 4 MiB
             config.machine.icount = Some(8);
-            config.drives.push(DriveConfig::cdrom(MEMTEST));
+            config.drives.extend(disc.map(DriveConfig::cdrom));
             config.boot = vec![BootDevice::Cdrom];
         },
     );
@@ -199,4 +195,27 @@ fn memtest86_finds_no_errors() {
     let squeezed = text.split_whitespace().collect::<Vec<_>>().join(" ");
     assert!(squeezed.contains("Memtest86+"), "{text}");
     assert!(squeezed.contains("Pass: 1 Errors: 0"), "{text}");
+}
+
+/// Whether a file of Debian's memtest86+ is there, or a word on why there is no test.
+fn there(path: &str) -> bool {
+    let there = Path::new(path).exists();
+    if !there {
+        eprintln!("skipped: no {path} (package memtest86+)");
+    }
+    there
+}
+
+#[test]
+fn memtest86_from_a_cd_finds_no_errors() {
+    if let Some(firmware) = firmware().filter(|_| there(MEMTEST_CD)) {
+        memtest(firmware, Some(MEMTEST_CD));
+    }
+}
+
+#[test]
+fn memtest86_as_a_kernel_finds_no_errors() {
+    if there(MEMTEST_KERNEL) {
+        memtest(Start::Kernel(KernelConfig::new(MEMTEST_KERNEL)), None);
+    }
 }
