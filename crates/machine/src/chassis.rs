@@ -63,7 +63,9 @@ impl Core {
         // What only the soft engine has decides for it.
         let soft_only = icount.is_some() || paging == Paging::Shadow;
         let choice = choose(if accel == Accel::Auto && soft_only { Accel::Soft } else { accel })?;
-        let vm_config = VmConfig { clock: clock.clone(), paging, cpu, icount, ..VmConfig::default() };
+        let wall_clock = icount.as_ref().map(|_| ICOUNT_START);
+        let vm_config =
+            VmConfig { clock: clock.clone(), paging, cpu, wall_clock, icount, ..VmConfig::default() };
         let vm = create_vm(choice.engine, &vm_config)?;
         vm.set_memory(arena, slots)?;
         let vcpus = make_vcpus(&*vm, cpus)?;

@@ -6,6 +6,9 @@
 //! The Intel flavour calls itself a Saltwell Atom: an in-order core that does not speculate. Operating
 //! systems then leave out the mitigations of speculative execution, none of which this processor needs;
 //! IA32_ARCH_CAPABILITIES says the same to whoever asks there.
+//!
+//! The feature `kvm` is none of the processor's: it says that a hypervisor may offer what KVM offers to its
+//! guests. With it, the time-stamp counter is not called invariant, unless that is asked for behind it.
 
 use iced_x86::{Code, CpuidFeature as F, EncodingKind, Instruction};
 
@@ -14,6 +17,9 @@ use crate::ops::fxsave::{PKRU_AT, PKRU_BYTES, PKRU_STATE, SSE_STATE, X87_STATE};
 
 /// Bytes of the largest cache, for leaf 4 and 0x80000006.
 const L2_KIB: u32 = 1024;
+
+/// Bit of CPUID.80000007H:EDX.
+const INVARIANT_TSC: u8 = 8;
 
 /// Bytes of the XSAVE area: legacy region and header.
 const XSAVE_SIZE: u32 = 576;
@@ -39,9 +45,11 @@ enum Word {
     X1Ecx,
     X1Edx,
     X7Edx,
+    /// None of the processor's: what a hypervisor adds.
+    Kvm,
 }
 
-const WORDS: usize = 9;
+const WORDS: usize = 10;
 
 /// The smallest named model that has a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -147,6 +155,7 @@ features! {
     "rdtscp" X1Edx 27 Default [RDTSCP];
     "lm" X1Edx 29 V1 [X64];
     "invariant-tsc" X7Edx 8 V1;
+    "kvm" Kvm 0 V1;
 }
 
 /// Instructions that every model has: the base set, and encodings that are no-operations where the
@@ -296,11 +305,19 @@ impl Model {
     }
 
     fn put(&mut self, f: &Feature, on: bool) {
-        let (word, bit) = (&mut self.words[f.word as usize], 1 << f.bit);
-        *word = *word & !bit | if on { bit } else { 0 };
+        self.set(f.word, f.bit, on);
+        if f.word == Word::Kvm {
+            // A system that is told both takes the time-stamp counter for its clock.
+            self.set(Word::X7Edx, INVARIANT_TSC, !on);
+        }
         for i in f.instructions {
             self.instructions.put(*i, on);
         }
+    }
+
+    fn set(&mut self, word: Word, bit: u8, on: bool) {
+        let word = &mut self.words[word as usize];
+        *word = *word & !(1 << bit) | u32::from(on) << bit;
     }
 
     /// Whether a feature of the table is on.

@@ -173,7 +173,7 @@ pub(crate) fn restrict(leaves: &mut Vec<kvm_cpuid_entry2>, model: &crate::CpuMod
     leaves.retain(|leaf| {
         let known = leaf.function <= basic || (0x8000_0000..=extended).contains(&leaf.function);
         let vectors = leaf.function == 0xd && leaf.index > 1;
-        HYPERVISOR.contains(&leaf.function) || known && !vectors
+        HYPERVISOR.contains(&leaf.function) && model.has("kvm") || known && !vectors
     });
     for leaf in leaves {
         let [eax, ebx, ecx, edx] = model.cpuid(leaf.function, leaf.index, &context);

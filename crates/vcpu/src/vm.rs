@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kvm_bindings::{CpuId, kvm_clock_data};
 use trapline_device::{AccessSize, Clock, HostClock, Msi, MsiSink};
@@ -88,6 +89,9 @@ pub struct VmConfig {
     /// The processor that the soft engine shows to the guest; `None`: its default. KVM shows the host's
     /// processor, less the features that this model does not have.
     pub cpu: Option<CpuModel>,
+    /// Wall-clock time since 1970 when the machine's clock was zero: what the paravirtual wall clock of the soft
+    /// engine says. `None`: the host's real time.
+    pub wall_clock: Option<Duration>,
     /// Deterministic mode of the soft engine: time is this clock, which the one vCPU drives by counting
     /// its instructions. KVM refuses it, and so is a second vCPU refused.
     pub icount: Option<Arc<InstructionClock>>,
@@ -102,6 +106,7 @@ impl Default for VmConfig {
             clock: Arc::new(HostClock::new()),
             paging: Paging::default(),
             cpu: None,
+            wall_clock: None,
             icount: None,
         }
     }
@@ -115,6 +120,7 @@ impl fmt::Debug for VmConfig {
             .field("dirty_ring", &self.dirty_ring)
             .field("paging", &self.paging)
             .field("cpu", &self.cpu)
+            .field("wall_clock", &self.wall_clock)
             .field("icount", &self.icount)
             .finish_non_exhaustive()
     }

@@ -61,6 +61,8 @@ impl Assistant {
     ) -> Result<Self> {
         let mut model = CpuModel::max();
         model.vendor = if amd { Vendor::Amd } else { Vendor::Intel };
+        // Hypercalls and their memory are the other engine's.
+        model.switch("kvm", false).map_err(|_| Error::NotFound { what: "cpu feature kvm", id: 0 })?;
         let config = VmConfig { local_apic: false, cpu: Some(model), ..VmConfig::default() };
         let vm = SoftVm::with_events(&config, io_events)?;
         vm.set_memory(arena, slots)?;

@@ -67,16 +67,22 @@ impl SoftVcpu {
             let wanted = &debug.arch.debugreg;
             self.load_breakpoints(&[wanted[0], wanted[1], wanted[2], wanted[3], wanted[7]]);
         }
+        self.write_exceptions();
+        let cpu = &mut self.root.cpu;
+        let mut primary = PrimaryControls::from_bits_retain(cpu.vmcs_read(Field::PrimaryControls) as u32);
+        primary.set(PrimaryControls::MOV_DR_EXITING, self.debugger.guest.is_some());
+        cpu.vmcs_write(Field::PrimaryControls, primary.bits().into());
+    }
+
+    /// Which exceptions exit: those that the host's debugger wants, and those that the engine needs.
+    pub(super) fn write_exceptions(&mut self) {
         let on = |bit: u32, vector: u8| if self.debugger.has(bit) { 1u64 << vector } else { 0 };
         let bitmap = on(KVM_GUESTDBG_SINGLESTEP, vector::DB)
             | on(KVM_GUESTDBG_USE_HW_BP, vector::DB)
             | on(KVM_GUESTDBG_USE_SW_BP, vector::BP)
-            | self.paging_exceptions();
-        let cpu = &mut self.root.cpu;
-        cpu.vmcs_write(Field::ExceptionBitmap, bitmap);
-        let mut primary = PrimaryControls::from_bits_retain(cpu.vmcs_read(Field::PrimaryControls) as u32);
-        primary.set(PrimaryControls::MOV_DR_EXITING, self.debugger.guest.is_some());
-        cpu.vmcs_write(Field::PrimaryControls, primary.bits().into());
+            | self.paging_exceptions()
+            | if self.traps_vmmcall() { 1 << vector::UD } else { 0 };
+        self.root.cpu.vmcs_write(Field::ExceptionBitmap, bitmap);
     }
 
     fn breakpoints(&self) -> [u64; 5] {

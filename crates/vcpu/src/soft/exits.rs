@@ -12,6 +12,8 @@ use trapline_vmx::exit::{
 use trapline_vmx::state::AccessRights;
 
 use super::memory::Memory;
+use super::msr::GeneralProtection;
+use super::pv;
 use super::setup::CR0_HOST;
 use super::vcpu::{Pending, SoftVcpu};
 use crate::{Answer, Exit, IoEventAddress, Result};
@@ -81,6 +83,10 @@ impl SoftVcpu {
             }
             Some(R::TaskSwitch) => {
                 self.task_switch();
+                None
+            }
+            Some(R::Vmcall) if self.has_hypercalls() => {
+                self.hypercall();
                 None
             }
             Some(R::TripleFault) => Some(Exit::Shutdown),
@@ -257,6 +263,10 @@ impl SoftVcpu {
         let (index, value) = (self.reg(reg::RCX) as u32, self.edx_eax());
         let written = match index {
             super::msr::EFER => self.write_guest_efer(value, memory),
+            pv::msr::EOI if !pv::eoi_in_memory(value, memory) => Err(GeneralProtection),
+            pv::msr::WALL_CLOCK | pv::msr::WALL_CLOCK_OLD => {
+                self.write_msr(index, value).map(|()| self.write_wall_clock(value, memory))
+            }
             _ => self.write_msr(index, value),
         };
         match written {
@@ -339,6 +349,15 @@ impl SoftVcpu {
         }
         if info.vector() == vector::PF {
             return self.page_fault(memory);
+        }
+        if info.vector() == vector::UD && self.traps_vmmcall() {
+            if self.at_vmmcall(memory) {
+                self.root.cpu.vmcs_write(Field::ExitInstructionLength, 3);
+                self.hypercall();
+            } else {
+                self.inject_fault(vector::UD, None);
+            }
+            return None;
         }
         self.debug_exit(info.vector())
     }

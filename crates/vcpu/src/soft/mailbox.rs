@@ -22,6 +22,8 @@ pub(super) struct Inbox {
     pub init: bool,
     /// The vector of a SIPI that came after the last INIT.
     pub sipi: Option<u8>,
+    /// To be woken from HLT, or not to begin to wait: a hypercall.
+    pub unhalted: bool,
 }
 
 /// The side of a vCPU that other threads see.
@@ -72,7 +74,7 @@ impl Mailbox {
     }
 
     /// Delivers to the local APIC, and tells the vCPU if that changed anything.
-    fn deliver(&self, delivery: DeliveryMode, vector: u8, level: bool) {
+    pub fn deliver(&self, delivery: DeliveryMode, vector: u8, level: bool) {
         {
             let mut inbox = self.inbox();
             let Some(lapic) = &mut inbox.lapic else { return };

@@ -12,7 +12,7 @@ use trapline_memory::{Arena, ArenaOptions, DirtyTracker, OutOfArena, PageSize, S
 use trapline_softcpu::Shared;
 
 use super::lock;
-use crate::slots::check_layout;
+use crate::slots::{PAGE_SIZE, check_layout};
 use crate::{Engine, Error, Paging, Result};
 
 /// Bytes of an arena that holds nothing but a hypervisor's pages: there is no guest memory yet.
@@ -101,9 +101,13 @@ impl Memory {
     /// are not recorded as written.
     pub fn write(&self, hpa: u64, bytes: &[u8]) {
         self.arena.write_bytes(hpa, bytes);
-        self.shared.device_wrote(hpa, bytes.len() as u64);
+        self.written(hpa, bytes.len() as u64);
+    }
+
+    fn written(&self, hpa: u64, len: u64) {
+        self.shared.device_wrote(hpa, len);
         if let Some(shadow) = &self.shadow {
-            shadow.watch.wrote(hpa, bytes.len() as u64);
+            shadow.watch.wrote(hpa, len);
         }
     }
 
@@ -189,6 +193,35 @@ impl Memory {
             collected.map_err(|e| refused(slot.gpa, e))?;
         }
         Ok(())
+    }
+}
+
+/// For what the engine itself writes to the guest's memory.
+impl Memory {
+    /// The host-physical address of `len` bytes of RAM, where the guest could write them.
+    pub fn ram(&self, gpa: u64, len: u64) -> Option<u64> {
+        let slot = self.slot_at(gpa).filter(|slot| !slot.read_only)?;
+        (slot.end() - gpa >= len).then(|| slot.hpa + (gpa - slot.gpa))
+    }
+
+    /// Records that bytes were written, where that is wanted.
+    pub fn record(&self, gpa: u64, len: u64) {
+        let first = gpa & !(PAGE_SIZE - 1);
+        for page in (first..gpa.saturating_add(len)).step_by(PAGE_SIZE as usize) {
+            if self.slot_at(page).is_some_and(|slot| slot.log_dirty) {
+                self.wrote(page);
+            }
+        }
+    }
+
+    /// Atomically takes the byte at a host-physical address that is a multiple of 8, leaving zero.
+    pub fn take_byte(&self, hpa: u64) -> u64 {
+        let mut old = self.arena.read_u64(hpa).unwrap_or(0);
+        while let Some(Err(now)) = self.arena.compare_exchange_u64(hpa, old, old & !0xff) {
+            old = now;
+        }
+        self.written(hpa, 1);
+        old & 0xff
     }
 }
 

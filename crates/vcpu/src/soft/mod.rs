@@ -31,6 +31,7 @@ mod mailbox;
 mod memory;
 mod msr;
 mod paging;
+mod pv;
 mod run;
 mod setup;
 mod state;

@@ -158,6 +158,9 @@ impl SoftVcpu {
         if index == EFER {
             return Ok(self.guest_efer());
         }
+        if let Some(value) = self.read_paravirtual(index) {
+            return Ok(value);
+        }
         if let Some(field) = field(index) {
             return Ok(self.root.cpu.vmcs_read(field));
         }
@@ -182,6 +185,9 @@ impl SoftVcpu {
 
     /// WRMSR as the guest does it.
     pub(super) fn write_msr(&mut self, index: u32, value: u64) -> MsrResult {
+        if let Some(done) = self.write_paravirtual(index, value) {
+            return done;
+        }
         match index {
             // These check and act where they are.
             TSC | TSC_ADJUST | TSC_DEADLINE => self.write_time(index, value),
@@ -218,6 +224,7 @@ impl SoftVcpu {
     pub(super) fn set_msr(&mut self, index: u32, value: u64) -> MsrResult {
         match index {
             APIC_BASE => self.set_apic_base(value),
+            _ if self.read_paravirtual(index).is_none() && self.restores_as_nothing(index, value) => Ok(()),
             _ => self.write_msr(index, value),
         }
     }
@@ -239,6 +246,7 @@ impl SoftVcpu {
     fn shift_tsc(&mut self, by: u64) {
         self.tsc.offset = self.tsc.offset.wrapping_add(by);
         self.tsc.adjust = self.tsc.adjust.wrapping_add(by);
+        self.clock_changed();
         self.root.cpu.vmcs_write(Field::TscOffset, self.tsc.offset);
     }
 

@@ -253,8 +253,7 @@ impl SoftVcpu {
 
     /// The VPID of one of the processor's address spaces; the first is also that of a guest with EPT.
     fn vpid(&self, space: usize) -> u16 {
-        // IDs are below 255.
-        (self.mailbox.id as usize * SPACES + space) as u16 + 1
+        first_vpid(self.mailbox.id) + space as u16
     }
 
     /// Before VM entry: sets the VMCS up for how the guest translates now.
@@ -358,14 +357,19 @@ impl SoftVcpu {
         primary.set(PrimaryControls::MONITOR_TRAP_FLAG, by_ept);
         self.put(Field::SecondaryControls, secondary.bits().into());
         self.put(Field::PrimaryControls, primary.bits().into());
-        let exceptions = self.field(Field::ExceptionBitmap) & !(1 << vector::PF);
-        self.put(Field::ExceptionBitmap, exceptions | self.paging_exceptions());
+        self.write_exceptions();
     }
 
     /// What the exception bitmap must have for shadow tables.
     pub(super) fn paging_exceptions(&self) -> u64 {
         if self.on_shadow().is_some() { 1 << vector::PF } else { 0 }
     }
+}
+
+/// The first of the VPIDs of a vCPU.
+pub(super) const fn first_vpid(id: u32) -> u16 {
+    // IDs are below 255.
+    (id as usize * SPACES) as u16 + 1
 }
 
 /// The bits of CR0 and CR4 that the guest does not own.

@@ -145,6 +145,7 @@ impl SoftVcpu {
         }
         let memory = machine.gate.enter();
         self.follow_memory(&memory)?;
+        self.enter_paravirtual(&memory);
         if self.enter_paging(&memory).is_err() {
             self.starved = true;
             return Ok(None);
@@ -159,6 +160,7 @@ impl SoftVcpu {
         let entered = if launched { cpu.vmresume() } else { cpu.vmlaunch() };
         self.debugger.after_exit(cpu);
         self.leave_paging(&memory);
+        self.leave_paravirtual(&memory);
         let cpu = &mut self.root.cpu;
         if let Some(clock) = &machine.config.icount {
             clock.set(cpu.raw_tsc());
@@ -206,6 +208,7 @@ impl SoftVcpu {
 
     /// Waits in HLT, or for INIT and SIPI. `None`: there is something to do, or nothing yet.
     fn wait(&mut self) -> Result<Option<Exit>> {
+        self.mark_preempted();
         let mailbox = self.mailbox.clone();
         let mut inbox = mailbox.inbox();
         loop {
@@ -252,7 +255,8 @@ impl SoftVcpu {
                 let interrupt = inbox.lapic.as_ref().is_some_and(|lapic| lapic.pending().is_some());
                 let open = self.interrupts_open();
                 let debug = self.root.cpu.vmcs_read(Field::GuestPendingDebug) != 0;
-                let event = self.injection.is_some() || inbox.nmi > 0 || debug;
+                let unhalted = std::mem::take(&mut inbox.unhalted);
+                let event = self.injection.is_some() || inbox.nmi > 0 || debug || unhalted;
                 if event || open && (interrupt || self.wanted.extint.is_some()) {
                     self.mp_state = KVM_MP_STATE_RUNNABLE;
                 }
@@ -292,7 +296,8 @@ impl SoftVcpu {
         }
         self.injection = None;
         (self.pending, self.second, self.replaying) = (Pending::Nothing, None, false);
-        inbox.nmi = 0;
+        (inbox.nmi, inbox.unhalted) = (0, false);
+        self.reset_paravirtual();
         let bootstrap = inbox.lapic.as_ref().is_none_or(|lapic| lapic.apic_base() & 1 << 8 != 0);
         if let Some(lapic) = &mut inbox.lapic {
             lapic.init();

@@ -13,7 +13,7 @@ use trapline_vmx::{Field, Vmcs};
 use super::mailbox::Mailbox;
 use super::memory::Memory;
 use super::msr;
-use super::paging::host_masks;
+use super::paging::{first_vpid, host_masks};
 use super::vm::Machine;
 use crate::{Engine, Error, Result};
 
@@ -148,7 +148,7 @@ impl Root {
             (Field::SecondaryControls, caps.secondary.adjust(secondary.bits()).into()),
             (Field::ExitControls, caps.exit.adjust(exit.bits()).into()),
             (Field::EntryControls, caps.entry.adjust(entry.bits()).into()),
-            (Field::Vpid, u64::from(id) + 1),
+            (Field::Vpid, first_vpid(id).into()),
             (Field::MsrBitmap, self._pages.msr_bitmap),
             (Field::VmcsLinkPointer, u64::MAX),
             (Field::TscMultiplier, 1 << 48),

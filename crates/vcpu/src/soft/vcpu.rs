@@ -11,6 +11,7 @@ use super::debug::Debugger;
 use super::events::Injection;
 use super::mailbox::Mailbox;
 use super::paging::Shadowing;
+use super::pv::Paravirtual;
 use super::run::Wanted;
 use super::setup::Root;
 use super::vm::Machine;
@@ -91,6 +92,8 @@ pub(super) struct SoftVcpu {
     pub debugger: Debugger,
     /// On a machine with shadow paging.
     pub shadowing: Option<Shadowing>,
+    /// What KVM's guests have beyond a processor.
+    pub pv: Paravirtual,
     /// There was no page for another shadow table.
     pub starved: bool,
     /// Address, error code and time (in instructions) of the last page fault on shadow tables.
@@ -125,6 +128,7 @@ impl SoftVcpu {
             tsc: Tsc { khz: TSC_KHZ, offset: 0, adjust: 0 },
             debugger: Debugger::default(),
             shadowing,
+            pv: Paravirtual::default(),
             starved: false,
             last_fault: None,
             stats: ExitStats::default(),
@@ -146,6 +150,7 @@ impl SoftVcpu {
             self.root.cpu.time.offset = ticks;
         }
         self.epoch = u64::MAX;
+        self.write_exceptions();
         self.root.cpu.vmcs_write(Field::TscOffset, self.tsc.offset);
         self.root.cpu.vmcs_write(Field::TscMultiplier, self.tsc.multiplier());
         self.set_special(&sregs, memory)?;
@@ -361,7 +366,8 @@ impl Vcpu for SoftVcpu {
     }
 
     fn mp_state(&self) -> Result<kvm_mp_state> {
-        Ok(kvm_mp_state { mp_state: self.mp_state })
+        let woken = self.mp_state == KVM_MP_STATE_HALTED && self.mailbox.inbox().unhalted;
+        Ok(kvm_mp_state { mp_state: if woken { KVM_MP_STATE_RUNNABLE } else { self.mp_state } })
     }
 
     fn set_mp_state(&mut self, mp_state: kvm_mp_state) -> Result<()> {
@@ -383,6 +389,8 @@ impl Vcpu for SoftVcpu {
 
     fn set_cpuid(&mut self, cpuid: &CpuId) -> Result<()> {
         self.cpuid = cpuid.as_slice().to_vec();
+        self.paravirtual_leaves_set();
+        self.write_exceptions();
         Ok(())
     }
 
@@ -401,6 +409,7 @@ impl Vcpu for SoftVcpu {
         self.tsc.offset = self.tsc.offset.wrapping_add(before.wrapping_sub(self.tsc.at(ticks)));
         self.root.cpu.vmcs_write(Field::TscMultiplier, self.tsc.multiplier());
         self.root.cpu.vmcs_write(Field::TscOffset, self.tsc.offset);
+        self.clock_changed();
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_clock_data, kvm_cpuid_entry2};
 use trapline_device::{Msi, MsiSink, Nanos};
 use trapline_irqchip::lapic::{Ipi, LocalApic};
-use trapline_irqchip::message::Message;
+use trapline_irqchip::message::{DeliveryMode, Message};
 use trapline_memory::{Arena, DirtyTracker, Slot};
 use trapline_softcpu::cpu::Signals;
 use trapline_softcpu::cpuid::{CpuidContext, Model};
@@ -17,7 +17,7 @@ use super::irqfd::{IoEvents, Irqfds};
 use super::mailbox::{self, Mailbox};
 use super::memory::Memory;
 use super::vcpu::SoftVcpu;
-use super::{lock, msr};
+use super::{lock, msr, pv};
 use crate::cpuid::{self, Offer};
 use crate::gate::Gate;
 use crate::{Engine, Error, IOAPIC_PINS, IoEvent, IrqfdId, Result, Vcpu, Vm, VmConfig};
@@ -40,8 +40,12 @@ pub(super) struct Machine {
     /// Vectors of the level-triggered messages among `pins`.
     level_vectors: [AtomicU64; 4],
     irqfds: OnceLock<Arc<Irqfds>>,
-    /// Paravirtual clock less machine clock.
+    /// Paravirtual clock less [`Machine::ticks`].
     clock_offset: AtomicI64,
+    /// Goes up each time that it is set.
+    clock_setting: AtomicU64,
+    /// What the guest has written to the register of the wall clock, which is one for all processors.
+    wall_clock_register: AtomicU64,
 }
 
 impl SoftVm {
@@ -61,7 +65,6 @@ impl SoftVm {
         if let Some(icount) = &config.icount {
             config.clock = icount.clone();
         }
-        let now = i64::try_from(config.clock.now()).unwrap_or(0);
         Ok(Self(Arc::new(Machine {
             model: Arc::new(config.cpu.clone().unwrap_or_default()),
             start: Instant::now(),
@@ -71,7 +74,9 @@ impl SoftVm {
             pins: Mutex::new([None; IOAPIC_PINS as usize]),
             level_vectors: [const { AtomicU64::new(0) }; 4],
             irqfds: OnceLock::new(),
-            clock_offset: AtomicI64::new(-now),
+            clock_offset: AtomicI64::new(0),
+            clock_setting: AtomicU64::new(0),
+            wall_clock_register: AtomicU64::new(0),
             config,
         })))
     }
@@ -98,6 +103,65 @@ impl Machine {
         self.config.clock.now()
     }
 
+    /// What the time-stamp counters of all processors have before scaling: nanoseconds since the machine was
+    /// made, or those that instructions have taken.
+    pub fn ticks(&self) -> Nanos {
+        match &self.config.icount {
+            Some(icount) => trapline_device::Clock::now(&**icount),
+            None => u64::try_from(self.start.elapsed().as_nanos()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// The paravirtual clock at this reading of [`Machine::ticks`].
+    pub fn clock_at(&self, ticks: Nanos) -> Nanos {
+        ticks.wrapping_add_signed(self.clock_offset())
+    }
+
+    pub fn clock_offset(&self) -> i64 {
+        self.clock_offset.load(Ordering::SeqCst)
+    }
+
+    /// Changes each time that the paravirtual clock is set.
+    pub fn clock_setting(&self) -> u64 {
+        self.clock_setting.load(Ordering::SeqCst)
+    }
+
+    pub fn wall_clock_register(&self) -> u64 {
+        self.wall_clock_register.load(Ordering::Relaxed)
+    }
+
+    pub fn set_wall_clock_register(&self, value: u64) {
+        self.wall_clock_register.store(value, Ordering::Relaxed);
+    }
+
+    /// Whether guests are offered what KVM offers its own.
+    pub fn paravirtual(&self) -> bool {
+        self.model.has("kvm") && self.model.has("hypervisor")
+    }
+
+    /// Wakes a processor from HLT, or from the next one.
+    pub fn unhalt(&self, id: u32) {
+        self.with_mailboxes(|all| {
+            if let Some(mailbox) = all.iter().find(|mailbox| mailbox.id == id) {
+                mailbox.inbox().unhalted = true;
+                mailbox.notify();
+            }
+        });
+    }
+
+    /// Delivers an interrupt to one processor. Whether its local APIC accepts such.
+    pub fn send_to(&self, id: u32, delivery: DeliveryMode, vector: u8) -> bool {
+        self.with_mailboxes(|all| {
+            let Some(mailbox) = all.iter().find(|mailbox| mailbox.id == id) else { return false };
+            let accepts =
+                mailbox.inbox().lapic.as_ref().is_some_and(|lapic| lapic.address().accepts(delivery));
+            if accepts {
+                mailbox.deliver(delivery, vector, false);
+            }
+            accepts
+        })
+    }
+
     /// Delivers a message; one that nobody accepts is dropped.
     pub fn send(&self, msi: Msi) {
         if let Some(message) = Message::from_msi(msi) {
@@ -110,8 +174,8 @@ impl Machine {
         self.with_mailboxes(|all| mailbox::send_ipi(all, from, ipi));
     }
 
-    fn with_mailboxes(&self, f: impl FnOnce(&[Arc<Mailbox>])) {
-        f(&self.mailboxes.read().unwrap_or_else(PoisonError::into_inner));
+    fn with_mailboxes<R>(&self, f: impl FnOnce(&[Arc<Mailbox>]) -> R) -> R {
+        f(&self.mailboxes.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes every vCPU leave the guest.
@@ -245,23 +309,32 @@ impl Vm for SoftVm {
             tsc_deadline: self.0.model.has("tsc-deadline"),
             hypervisor: self.0.model.has("hypervisor"),
         };
-        let leaves = cpuid::filter(&model.map_err(|_| no_room(leaves.len()))?, offer);
+        let mut leaves = cpuid::filter(&model.map_err(|_| no_room(leaves.len()))?, offer);
+        if self.0.paravirtual() {
+            leaves.extend(pv::leaves(self.0.config.local_apic));
+        }
         CpuId::from_entries(&leaves).map_err(|_| no_room(leaves.len()))
     }
 
     fn saved_msrs(&self) -> Result<Vec<u32>> {
-        Ok(msr::saved())
+        let mut saved = msr::saved();
+        if self.0.paravirtual() {
+            saved.extend(pv::msr::SAVED);
+        }
+        Ok(saved)
     }
 
     fn clock(&self) -> Result<kvm_clock_data> {
-        let now = self.0.now() as i64;
-        let clock = now.wrapping_add(self.0.clock_offset.load(Ordering::Relaxed)) as u64;
+        let clock = self.0.clock_at(self.0.ticks());
         Ok(kvm_clock_data { clock, ..Default::default() })
     }
 
     fn set_clock(&self, clock: &kvm_clock_data) -> Result<()> {
-        let offset = (clock.clock as i64).wrapping_sub(self.0.now() as i64);
-        self.0.clock_offset.store(offset, Ordering::Relaxed);
+        let offset = clock.clock.wrapping_sub(self.0.ticks()) as i64;
+        self.0.clock_offset.store(offset, Ordering::SeqCst);
+        // Processors look at it before each entry.
+        self.0.clock_setting.fetch_add(1, Ordering::SeqCst);
+        self.0.expel();
         Ok(())
     }
 }

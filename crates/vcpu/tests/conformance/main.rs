@@ -13,6 +13,7 @@ mod modes;
 mod moved;
 mod pio;
 mod protection;
+mod pv;
 mod rare;
 mod smp;
 mod transitions;
