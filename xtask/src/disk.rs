@@ -180,7 +180,8 @@ fn make_partition(work: &Path) -> Result<PathBuf> {
         .env("E2FSPROGS_FAKE_TIME", EPOCH)
         .env("TMPDIR", work)
         .current_dir(work);
-    tools::run(&mut command, TOOLS).context("the root partition could not be made")?;
+    // Not to our own output, which is the image's path.
+    tools::output(&mut command, TOOLS).context("the root partition could not be made")?;
     Ok(work.join("partition.img"))
 }
 
