@@ -263,7 +263,13 @@ impl Chassis {
     }
 
     pub(crate) fn remote(&self) -> Remote {
-        Remote::new(self.shared.control.clone(), self.shared.clone(), self.devices.pm.clone())
+        let devices = &self.devices;
+        Remote::new(
+            self.shared.control.clone(),
+            self.shared.clone(),
+            devices.pm.clone(),
+            devices.i8042.clone(),
+        )
     }
 
     pub(crate) fn serial_path(&self) -> Option<&str> {

@@ -54,3 +54,4 @@ pub use profile::{Profile, ProfileRow};
 pub use remote::Remote;
 pub use state::MachineState;
 pub use stats::Stats;
+pub use trapline_chipset::Key;

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, OnceLock};
 
-use trapline_chipset::AcpiPm;
+use trapline_chipset::{AcpiPm, I8042, Key};
 use vmm_sys_util::signal::register_signal_handler;
 
 use crate::chassis::lock;
@@ -17,6 +17,7 @@ pub struct Remote {
     control: Arc<Control>,
     shared: Arc<Shared>,
     pm: Arc<Mutex<Timed<AcpiPm>>>,
+    i8042: Arc<Mutex<I8042>>,
 }
 
 /// Whose run a signal ends.
@@ -29,8 +30,13 @@ extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c
 }
 
 impl Remote {
-    pub(crate) fn new(control: Arc<Control>, shared: Arc<Shared>, pm: Arc<Mutex<Timed<AcpiPm>>>) -> Self {
-        Self { control, shared, pm }
+    pub(crate) fn new(
+        control: Arc<Control>,
+        shared: Arc<Shared>,
+        pm: Arc<Mutex<Timed<AcpiPm>>>,
+        i8042: Arc<Mutex<I8042>>,
+    ) -> Self {
+        Self { control, shared, pm, i8042 }
     }
 
     /// Ends the run, whatever the guest is doing: [`Outcome::UserQuit`](crate::Outcome::UserQuit). If the machine does not run, its
@@ -43,6 +49,13 @@ impl Remote {
     pub fn press_power_button(&self) {
         lock(&self.pm).press_power_button();
         self.shared.timers.settle();
+    }
+
+    /// A key of the PS/2 keyboard goes down (or repeats), or up. Returns false, with no effect, when the
+    /// keyboard's buffer has no room: the guest has to read first.
+    #[must_use]
+    pub fn key(&self, key: Key, pressed: bool) -> bool {
+        lock(&self.i8042).key(key, pressed)
     }
 
     /// From now on SIGHUP, SIGINT and SIGTERM end the run as [`Remote::quit`] does, so that the terminal

@@ -7,5 +7,6 @@ mod firmware;
 mod harness;
 mod hostile;
 mod kernel;
+mod keyboard;
 mod refusals;
 mod saved;
