@@ -71,6 +71,9 @@ pub struct Completion {
 /// How an [`Engine`] works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
+    /// Whether [`Engine::submit`] serves everything itself, however long it takes: for machines whose course
+    /// must not depend on how fast a disk is.
+    pub blocking: bool,
     /// Whether [`Engine::submit`] serves what the page cache holds itself.
     pub inline: bool,
     /// Whether to use io_uring where the kernel has it.
@@ -81,7 +84,7 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { inline: true, io_uring: true, threads: 4 }
+        Self { blocking: false, inline: true, io_uring: true, threads: 4 }
     }
 }
 
@@ -151,7 +154,7 @@ impl Engine {
             return Err(DiskError::InvalidOption("an engine needs at least one thread".into()));
         }
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(|e| DiskError::io("eventfd", e))?;
-        let ring = options.io_uring.then(|| Ring::new(&event)).and_then(|ring| {
+        let ring = (options.io_uring && !options.blocking).then(|| Ring::new(&event)).and_then(|ring| {
             ring.map_err(|e| tracing::debug!("no io_uring, threads instead: {e}")).ok().map(Mutex::new)
         });
         let queue = Mutex::new(Queue::default());
@@ -184,6 +187,11 @@ impl Engine {
     pub fn submit(&self, mut request: Request) -> Option<Completion> {
         if let Some(observer) = self.observer.get() {
             observer.submitted(request.id, &request.op);
+        }
+        if self.options.blocking {
+            let completion = run(&*self.disk, request);
+            self.tell_completed(&completion);
+            return Some(completion);
         }
         if self.options.inline
             && let Some(result) = try_now(&*self.disk, &mut request.op)

@@ -62,7 +62,7 @@ fn every_cache_mode_and_engine() {
     for cache in [None, Writeback, Writethrough, Directsync, Unsafe] {
         for io_uring in [true, false] {
             for inline in [true, false] {
-                script(cache, EngineOptions { inline, io_uring, threads: 3 });
+                script(cache, EngineOptions { blocking: false, inline, io_uring, threads: 3 });
             }
         }
     }
@@ -92,6 +92,23 @@ fn what_the_page_cache_holds_is_served_at_once() {
     let op = Op::Write { offset: 4096, buffer: Buffer::new(4096), fua: false };
     let at_once = engine.submit(Request { id: 1, op }).is_some();
     eprintln!("a cached write is served at once on this file system: {at_once}");
+}
+
+#[test]
+fn a_blocking_engine_leaves_nothing_in_flight() {
+    let (_file, disk) = disk(CacheMode::Writeback).unwrap();
+    let engine = Engine::new(disk, EngineOptions { blocking: true, ..EngineOptions::default() }).unwrap();
+    assert!(!engine.uses_io_uring());
+    for op in [
+        Op::Write { offset: 0, buffer: Buffer::new(4096), fua: true },
+        Op::Flush,
+        Op::Read { offset: 0, buffer: Buffer::new(4096) },
+        Op::Discard { offset: 0, len: 4096 },
+    ] {
+        let done = engine.submit(Request { id: 1, op }).expect("it is done");
+        done.result.unwrap();
+    }
+    assert!(engine.reap().is_empty());
 }
 
 #[test]

@@ -51,7 +51,10 @@ pub fn disk_drive(disk: Arc<dyn Disk>) -> Drive {
 
 /// An engine that serves nothing at once.
 pub fn slow_engine(disk: Arc<dyn Disk>) -> Arc<Engine> {
-    Arc::new(Engine::new(disk, EngineOptions { inline: false, io_uring: false, threads: 1 }).unwrap())
+    Arc::new(
+        Engine::new(disk, EngineOptions { blocking: false, inline: false, io_uring: false, threads: 1 })
+            .unwrap(),
+    )
 }
 
 impl Pc {

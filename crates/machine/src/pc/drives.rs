@@ -166,12 +166,12 @@ pub(crate) struct OpenDrive {
 }
 
 impl OpenDrive {
-    fn open(config: DriveConfig) -> Result<Self> {
+    fn open(config: DriveConfig, how: EngineOptions) -> Result<Self> {
         let DriveConfig { kind, index: _, serial } = config;
         let engine = |options: &OpenOptions| -> Result<_> {
             let failed = |source| Error::Disk { path: options.path.clone(), source };
             let disk = trapline_disk::open(options).map_err(failed)?;
-            Ok(Some(Arc::new(Engine::new(disk, EngineOptions::default()).map_err(failed)?)))
+            Ok(Some(Arc::new(Engine::new(disk, how).map_err(failed)?)))
         };
         let (cdrom, engine) = match kind {
             DriveKind::Disk(options) => (false, engine(&options)?),
@@ -199,8 +199,10 @@ impl OpenDrive {
 }
 
 impl Drives {
-    /// Opens everything, and finds a place for each.
-    pub(crate) fn open(configs: Vec<DriveConfig>) -> Result<Self> {
+    /// Opens everything, and finds a place for each. `counted`: time counts instructions, so that how long a
+    /// transfer takes must not show.
+    pub(crate) fn open(configs: Vec<DriveConfig>, counted: bool) -> Result<Self> {
+        let how = EngineOptions { blocking: counted, ..EngineOptions::default() };
         let mut drives = Self::default();
         // Those that say where they want to be go first.
         let (placed, free): (Vec<_>, Vec<_>) = configs.into_iter().partition(|config| config.index.is_some());
@@ -211,7 +213,7 @@ impl Drives {
                 (None, DriveKind::Cdrom(_)) if is_free(&CDROM_INDEX) => CDROM_INDEX,
                 (None, _) => (0..DRIVES).find(is_free).ok_or(Error::TooManyDrives)?,
             };
-            let opened = OpenDrive::open(config)?;
+            let opened = OpenDrive::open(config, how)?;
             if let Some(place) = drives.places.get_mut(place) {
                 *place = Some(opened);
             }

@@ -251,7 +251,7 @@ impl Pc {
         if let Start::Firmware(firmware) = &start {
             add_firmware(&mut ram, &firmware.image)?;
         }
-        let drives = Drives::open(drives)?;
+        let drives = Drives::open(drives, machine.icount.is_some())?;
 
         let dma: Arc<dyn DmaMemory> = Arc::new(ram.memory().clone());
         let map = AddressMap::new(ram.slots(), dma.clone());

@@ -3,6 +3,7 @@
 use iced_x86::code_asm::*;
 use trapline_machine::Outcome;
 use trapline_machine::pc::DriveConfig;
+use trapline_vcpu::Accel;
 
 use crate::harness::*;
 
@@ -145,41 +146,73 @@ fn a_flush_interrupts_through_the_ioapic_when_it_is_done() {
     });
 }
 
+const BUS_MASTER: u32 = 0xc000;
+const TABLE: u32 = 0x1_0000;
+
+/// Guest: reads the first sector by DMA and says what it begins with.
+fn read_by_dma(a: &mut CodeAssembler) -> AsmResult {
+    let (mut wait, mut wrong) = (a.create_label(), a.create_label());
+    // The board has placed BAR 4 and enabled it.
+    config(a, SOUTH | 1, 0x20)?;
+    a.in_(eax, dx)?;
+    a.cmp(eax, (BUS_MASTER | 1) as i32)?;
+    a.jne(wrong)?;
+    a.mov(dword_ptr(TABLE), BUFFER)?;
+    a.mov(dword_ptr(TABLE + 4), 1 << 31 | SECTOR as u32)?;
+    a.mov(edx, BUS_MASTER + 4)?;
+    a.mov(eax, TABLE)?;
+    a.out(dx, eax)?;
+    command(a, 0xc8)?; // READ DMA
+    out(a, BUS_MASTER, 0x09)?; // to memory, start
+    a.mov(edx, BUS_MASTER + 2)?;
+    a.set_label(&mut wait)?;
+    a.in_(al, dx)?;
+    a.test(al, 4)?; // interrupt
+    a.je(wait)?;
+    a.mov(esi, BUFFER)?;
+    a.mov(ecx, 11)?;
+    a.mov(edx, COM1)?;
+    a.rep().outsb()?;
+    exit(a, 1)?;
+    a.set_label(&mut wrong)?;
+    exit(a, 2)
+}
+
+/// The transfer and its interrupt are in the trace.
 #[test]
 fn a_sector_comes_by_dma() {
-    const BUS_MASTER: u32 = 0xc000;
-    const TABLE: u32 = 0x1_0000;
     on_every_engine(|accel| {
-        let guest = direct(|a| {
-            let (mut wait, mut wrong) = (a.create_label(), a.create_label());
-            // The board has placed BAR 4 and enabled it.
-            config(a, SOUTH | 1, 0x20)?;
-            a.in_(eax, dx)?;
-            a.cmp(eax, (BUS_MASTER | 1) as i32)?;
-            a.jne(wrong)?;
-            a.mov(dword_ptr(TABLE), BUFFER)?;
-            a.mov(dword_ptr(TABLE + 4), 1 << 31 | SECTOR as u32)?;
-            a.mov(edx, BUS_MASTER + 4)?;
-            a.mov(eax, TABLE)?;
-            a.out(dx, eax)?;
-            command(a, 0xc8)?; // READ DMA
-            out(a, BUS_MASTER, 0x09)?; // to memory, start
-            a.mov(edx, BUS_MASTER + 2)?;
-            a.set_label(&mut wait)?;
-            a.in_(al, dx)?;
-            a.test(al, 4)?; // interrupt
-            a.je(wait)?;
-            a.mov(esi, BUFFER)?;
-            a.mov(ecx, 11)?;
-            a.mov(edx, COM1)?;
-            a.rep().outsb()?;
-            exit(a, 1)?;
-            a.set_label(&mut wrong)?;
-            exit(a, 2)
-        });
-        let ran = finish(machine(accel, guest, with_disk));
+        let trace = tempfile::NamedTempFile::new().unwrap();
+        let ran = finish(machine(accel, direct(read_by_dma), |config, dir| {
+            config.machine.trace = Some(trace.path().to_owned());
+            with_disk(config, dir);
+        }));
         assert_eq!((ran.outcome, ran.output.as_str()), (Outcome::DebugExit(3), "first block"), "{accel}");
+        let events = std::fs::read_to_string(trace.path()).unwrap();
+        let drive = events.lines().find(|line| line.contains("\"drive 0\"")).expect("a track of its own");
+        let track = &drive[drive.find("\"tid\"").unwrap()..drive.find(",\"args\"").unwrap()];
+        let on_track = |what: &str| events.lines().any(|line| line.contains(track) && line.contains(what));
+        assert!(on_track("\"name\":\"read\",\"ph\":\"b\""), "{accel}: {events}");
+        assert!(on_track("\"bytes\":512") && on_track("\"ph\":\"e\""), "{accel}: {events}");
+        assert!(events.contains("\"name\":\"irq\"") && events.contains("\"line\":14"), "{accel}: {events}");
     });
+}
+
+/// Two runs that count instructions do the same at the same time, transfers of disks included.
+#[test]
+fn counted_time_does_not_depend_on_the_disk() {
+    let traces = [(); 2].map(|()| {
+        let trace = tempfile::NamedTempFile::new().unwrap();
+        let ran = finish(machine(Accel::Soft, direct(read_by_dma), |config, dir| {
+            config.machine.icount = Some(0);
+            config.machine.trace = Some(trace.path().to_owned());
+            with_disk(config, dir);
+        }));
+        assert_eq!((ran.outcome, ran.output.as_str()), (Outcome::DebugExit(3), "first block"));
+        std::fs::read_to_string(trace.path()).unwrap()
+    });
+    assert!(traces[0].contains("\"name\":\"read\""), "{}", traces[0]);
+    assert_eq!(traces[0], traces[1]);
 }
 
 /// One processor turns 0xf0000 from RAM to ROM and back while the other executes elsewhere and writes.
