@@ -21,7 +21,8 @@ pub struct MachineOptions {
     #[arg(long, value_name = "ENGINE", default_value = "auto")]
     accel: Accel,
     /// Processor that the guest sees, with features switched: MODEL[,+FEATURE][,-FEATURE][,vendor=amd|intel]
-    /// (models: default, max, x86-64-v1, x86-64-v2); on KVM, the host's without what the model does not have
+    /// [,phys-bits=N] (models: default, max, x86-64-v1, x86-64-v2); on KVM, the host's without what the model does
+    /// not have
     #[arg(long, value_name = "MODEL")]
     cpu: Option<String>,
     /// How guest addresses are translated: ept, or shadow (soft engine)

@@ -207,7 +207,13 @@ pub enum ModelError {
     /// No feature has this name.
     #[error("unknown cpu feature {0:?}")]
     Feature(String),
+    /// A width that no model has.
+    #[error("{0:?}: a physical address has 36 to 48 bits")]
+    PhysBits(String),
 }
+
+/// Physical-address width of a model unless it says otherwise: 1 TiB. Firmware maps all that there may be.
+const PHYS_BITS: u8 = 40;
 
 /// What CPUID depends on beside the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,6 +239,7 @@ impl Default for CpuidContext {
 pub struct Model {
     /// Who it says has made it.
     pub vendor: Vendor,
+    phys_bits: u8,
     words: [u32; WORDS],
     instructions: Set,
 }
@@ -258,7 +265,12 @@ impl Model {
     }
 
     fn at(level: Level) -> Self {
-        let mut model = Self { vendor: Vendor::Intel, words: [0; WORDS], instructions: Set::default() };
+        let mut model = Self {
+            vendor: Vendor::Intel,
+            phys_bits: PHYS_BITS,
+            words: [0; WORDS],
+            instructions: Set::default(),
+        };
         for f in ALWAYS {
             model.instructions.put(*f, true);
         }
@@ -268,7 +280,7 @@ impl Model {
         model
     }
 
-    /// A model by name, with features switched: `max,-smep`, `default,+aes,vendor=amd`.
+    /// A model by name, with features switched: `max,-smep`, `default,+aes,vendor=amd,phys-bits=46`.
     ///
     /// # Errors
     /// A name that does not exist.
@@ -285,6 +297,11 @@ impl Model {
             match part {
                 "vendor=intel" => model.vendor = Vendor::Intel,
                 "vendor=amd" => model.vendor = Vendor::Amd,
+                _ if part.starts_with("phys-bits=") => {
+                    let bits = part.trim_start_matches("phys-bits=").parse().ok();
+                    let bits = bits.filter(|bits| (36..=48).contains(bits));
+                    model.phys_bits = bits.ok_or_else(|| ModelError::PhysBits(part.to_owned()))?;
+                }
                 _ => {
                     let on = !part.starts_with('-');
                     model.switch(part.trim_start_matches(['-', '+']), on)?;
@@ -353,7 +370,7 @@ impl Model {
 
     /// Physical-address width in bits.
     pub fn phys_bits(&self) -> u8 {
-        46
+        self.phys_bits
     }
 
     /// The bits of CR4 that may be set.
@@ -531,7 +548,12 @@ mod tests {
 
     #[test]
     fn descriptions() {
-        let m = Model::named("default,-pcid,+smep,vendor=amd").unwrap();
+        let m = Model::named("default,-pcid,+smep,vendor=amd,phys-bits=46").unwrap();
+        assert_eq!((m.phys_bits(), Model::max().phys_bits()), (46, 40));
+        for wrong in ["phys-bits=35", "phys-bits=49", "phys-bits=", "phys-bits=x"] {
+            let error = Model::named(&format!("max,{wrong}")).unwrap_err();
+            assert_eq!(error.to_string(), format!("{wrong:?}: a physical address has 36 to 48 bits"));
+        }
         assert!(!m.has("pcid") && m.has("smep"));
         assert_eq!(m.vendor, Vendor::Amd);
         assert_eq!(m.cr4_allowed() & (cr4::PCIDE | cr4::SMEP), cr4::SMEP);
