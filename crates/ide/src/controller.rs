@@ -30,6 +30,8 @@ pub const IDETIM: u16 = 0x40;
 /// IDETIM: the channel's ports are decoded.
 pub const IDETIM_DECODE: u16 = 0x8000;
 
+const IDETIM_WRITABLE: u32 = 0xf3ff;
+
 /// Compatibility ports: command block and control block of each channel.
 const PORTS: [(u16, u16); 2] = [(0x1f0, 0x3f6), (0x170, 0x376)];
 
@@ -68,13 +70,23 @@ impl PiixIde {
         config.define_bus_timing(0, 0xf0);
         config.add_bar(BUS_MASTER, BarKind::Io, 16)?;
         // IDETIM of both channels: timing is stored, and only the decode enable bits act. SIDETIM.
-        config.define(IDETIM, Word, 0, 0xf3ff);
-        config.define(IDETIM + 2, Word, 0, 0xf3ff);
+        config.define(IDETIM, Word, 0, IDETIM_WRITABLE);
+        config.define(IDETIM + 2, Word, 0, IDETIM_WRITABLE);
         config.define(IDETIM + 4, Byte, 0, 0xff);
         let [irq0, irq1] = irqs;
         let [drives0, drives1] = drives;
         let channels = [Channel::new(drives0, irq0), Channel::new(drives1, irq1)];
         Ok(Self { config, channels, memory })
+    }
+
+    /// The same with IDETIM's decode enable bits set from reset on. Firmware for virtual machines, which have no
+    /// chip to set up, relies on it: OVMF does.
+    pub fn with_decode_enabled(mut self) -> Self {
+        for channel in 0..2 {
+            self.config.define(IDETIM + 2 * channel, Word, IDETIM_DECODE.into(), IDETIM_WRITABLE);
+        }
+        self.follow_config();
+        self
     }
 
     /// Takes what the engines of the drives have done: to be called when an engine's event is

@@ -11,6 +11,10 @@ use trapline_pci::{regs, test::Bench};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 fn bench() -> Bench {
+    bench_with(|ide| ide)
+}
+
+fn bench_with(change: impl FnOnce(PiixIde) -> PiixIde) -> Bench {
     let irqs = Arc::new(Recorder::default());
     let ide = PiixIde::new(IdeConfig {
         subsystem: (0x1af4, 0x1100),
@@ -19,7 +23,7 @@ fn bench() -> Bench {
         drives: [[Some(disk_drive(numbered(8))), None], [Some(disk_drive(numbered(8))), None]],
     });
     let mut bench = Bench::new();
-    bench.plug(Arc::new(Mutex::new(ide.unwrap())));
+    bench.plug(Arc::new(Mutex::new(change(ide.unwrap()))));
     bench
 }
 
@@ -51,6 +55,17 @@ fn ports_follow_the_decode_enable_bits() {
     assert_eq!(bench.read(IDETIM, Dword), 0xa307_8000);
     bench.write(regs::COMMAND, Word, 0);
     assert_eq!(bench.io_read(0x1f7, Byte), 0xff);
+}
+
+#[test]
+fn a_controller_for_virtual_machines_decodes_from_reset_on() {
+    let mut bench = bench_with(PiixIde::with_decode_enabled);
+    assert_eq!(bench.read(IDETIM, Dword), 0x8000_8000);
+    assert_eq!(bench.io_read(0x1f7, Byte), 0xff, "not before the function decodes ports");
+    bench.write(regs::COMMAND, Word, 1);
+    assert_eq!((bench.io_read(0x1f7, Byte), bench.io_read(0x177, Byte)), (0x50, 0x50));
+    bench.write(IDETIM, Word, 0);
+    assert_eq!((bench.io_read(0x1f7, Byte), bench.io_read(0x177, Byte)), (0xff, 0x50));
 }
 
 #[test]
