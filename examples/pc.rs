@@ -3,6 +3,7 @@
 //! ```text
 //! cargo run --release --example pc -- --disk file=debian.qcow2,format=qcow2
 //! cargo run --release --example pc -- --cdrom rescue.iso --boot cdrom
+//! cargo run --release --example pc -- --firmware ovmf --vars debian.vars --disk file=debian.qcow2,format=qcow2
 //! cargo run --release --example pc -- --kernel vmlinuz --initrd initrd.gz --append console=ttyS0
 //! ```
 //!
@@ -19,16 +20,19 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use common::{KernelOptions, MachineOptions};
-use trapline::machine::pc::{BootDevice, DriveConfig, Start, VgaOptions};
+use trapline::machine::pc::{BootDevice, DriveConfig, Firmware, Start, VgaOptions};
 use trapline::machine::{KernelConfig, Outcome, Pc, PcConfig};
 
 /// Starts a PC. Ctrl-A X ends it.
 #[derive(Parser)]
 #[command(name = "pc", version)]
 struct Cli {
-    /// What the processor starts with: seabios, or the path of a ROM image [default: seabios]
+    /// What the processor starts with: seabios, ovmf, or the path of a ROM image [default: seabios]
     #[arg(long, value_name = "WHAT", conflicts_with = "kernel")]
     firmware: Option<String>,
+    /// Keep the variables of UEFI firmware in this file; if it does not exist, it is made
+    #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
+    vars: Option<PathBuf>,
     /// A kernel to start without firmware: Linux bzImage (vmlinuz), ELF or Multiboot
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -88,7 +92,13 @@ fn start(cli: &Cli) -> anyhow::Result<Start> {
         }
         (None, Some(Boot::Kernel)) => anyhow::bail!("--boot kernel needs --kernel FILE"),
         (Some(_), Some(_)) => anyhow::bail!("--kernel starts without firmware; leave --boot out"),
-        (None, _) => Ok(Start::Firmware(cli.firmware.as_deref().unwrap_or("seabios").parse()?)),
+        (None, _) => {
+            let firmware: Firmware = cli.firmware.as_deref().unwrap_or("seabios").parse()?;
+            Ok(Start::Firmware(match &cli.vars {
+                Some(path) => firmware.keeping_variables(path),
+                None => firmware,
+            }))
+        }
     }
 }
 

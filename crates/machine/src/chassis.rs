@@ -63,6 +63,13 @@ impl Core {
         // What only the soft engine has decides for it.
         let soft_only = icount.is_some() || paging == Paging::Shadow;
         let choice = choose(if accel == Accel::Auto && soft_only { Accel::Soft } else { accel })?;
+        if choice.engine == Engine::Soft {
+            let bits = cpu.clone().unwrap_or_default().phys_bits();
+            let end = slots.iter().map(Slot::end).max().unwrap_or(0);
+            if end > 1 << bits {
+                return Err(Error::PhysBits { end, bits });
+            }
+        }
         let wall_clock = icount.as_ref().map(|_| ICOUNT_START);
         let vm_config =
             VmConfig { clock: clock.clone(), paging, cpu, wall_clock, icount, ..VmConfig::default() };

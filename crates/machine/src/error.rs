@@ -79,6 +79,16 @@ pub enum Error {
     /// What the guest has written could not be made durable.
     #[error("cannot flush a disk: {0}")]
     Flush(trapline_disk::DiskError),
+    /// Memory that the processor cannot address.
+    #[error(
+        "memory ends at {end:#x}, the processor has {bits} bits of physical address: give it more with --cpu default,phys-bits=N"
+    )]
+    PhysBits {
+        /// The end of memory.
+        end: u64,
+        /// The width of its addresses.
+        bits: u8,
+    },
     /// Two drives want one place.
     #[error("two drives have index {0}")]
     DriveIndex(usize),

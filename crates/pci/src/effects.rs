@@ -1,4 +1,4 @@
-//! What a configuration access changes outside of PCI: returned, not performed.
+//! What an access changes outside of its device: returned, not performed.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -48,7 +48,7 @@ pub struct Smram {
     pub locked: bool,
 }
 
-/// What a board has to do after a configuration access.
+/// What a board has to do after an access.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// A range moved: rebuild the port or memory bus, see [`BusLayout`](crate::BusLayout).
@@ -57,6 +57,9 @@ pub enum Effect {
     Shadow(Shadow),
     /// System management RAM opened or closed.
     Smram(Smram),
+    /// A device beside PCI shows or hides memory of its own, such as the array of a flash chip: the board
+    /// asks its devices.
+    Memory,
 }
 
 /// Collects effects until the board takes them: a handle, shared by a topology, its host bridge and
@@ -82,6 +85,14 @@ struct Queue {
     bars: Vec<((usize, u8), BarChange)>,
     shadows: Vec<Shadow>,
     smram: Option<Smram>,
+    memory: bool,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        let Self { bars, shadows, smram, memory } = self;
+        bars.is_empty() && shadows.is_empty() && smram.is_none() && !memory
+    }
 }
 
 impl Effects {
@@ -99,9 +110,16 @@ impl Effects {
     pub fn take(&self) -> Vec<Effect> {
         let mut queue = lock(&self.0.queue);
         self.0.pending.store(false, Ordering::Release);
-        let Queue { bars, shadows, smram } = std::mem::take(&mut *queue);
+        let Queue { bars, shadows, smram, memory } = std::mem::take(&mut *queue);
         let bars = bars.into_iter().map(|(_, change)| Effect::Bar(change));
-        bars.chain(shadows.into_iter().map(Effect::Shadow)).chain(smram.map(Effect::Smram)).collect()
+        let shadows = shadows.into_iter().map(Effect::Shadow);
+        bars.chain(shadows).chain(smram.map(Effect::Smram)).chain(memory.then_some(Effect::Memory)).collect()
+    }
+
+    /// Adds [`Effect::Memory`].
+    pub fn memory(&self) {
+        lock(&self.0.queue).memory = true;
+        self.0.pending.store(true, Ordering::Release);
     }
 
     pub(crate) fn bar(&self, place: (usize, u8), change: BarChange) {
@@ -113,8 +131,7 @@ impl Effects {
         }
         // A BAR that is back where it was has not moved.
         queue.bars.retain(|(_, change)| change.old != change.new);
-        let empty = queue.bars.is_empty() && queue.shadows.is_empty() && queue.smram.is_none();
-        self.0.pending.store(!empty, Ordering::Release);
+        self.0.pending.store(!queue.is_empty(), Ordering::Release);
     }
 
     pub(crate) fn shadow(&self, shadow: Shadow) {

@@ -161,9 +161,15 @@ impl Piix4Pm {
         function
     }
 
-    fn decode(&mut self) {
+    /// The first port of the power management registers, where they are decoded: PMBASE.
+    pub fn pm_base(&self) -> Option<u16> {
         let enabled = self.config.get(PMREGMISC, Byte) & 1 != 0;
-        let base = u64::from(self.config.get(PMBASE, Dword) & 0xffc0);
+        let base = (self.config.get(PMBASE, Dword) & 0xffc0) as u16;
+        (enabled && base != 0).then_some(base)
+    }
+
+    fn decode(&mut self) {
+        let (enabled, base) = (self.pm_base().is_some(), u64::from(self.pm_base().unwrap_or(0)));
         let smbus_enabled = self.config.get(SMBHSTCFG, Byte) & 1 != 0;
         let smbus = u64::from(self.config.get(SMBBA, Dword) & 0xfff0);
         let ranges = [

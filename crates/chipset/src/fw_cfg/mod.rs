@@ -149,10 +149,14 @@ pub enum FwCfgError {
     Full,
 }
 
+/// Makes a file's content anew, or says that it is what it was.
+type Generate = Box<dyn FnMut() -> Option<Vec<u8>> + Send>;
+
 struct File {
     name: String,
     data: Vec<u8>,
     writable: bool,
+    generate: Option<Generate>,
 }
 
 /// A firmware configuration device. All items are to be added before a guest runs.
@@ -211,6 +215,26 @@ impl FwCfg {
         self.insert(name, data.into(), true)
     }
 
+    /// Adds a file whose content depends on what the guest has done before it reads it, such as where it has put
+    /// a device. `generate` is called whenever the guest selects the file, with the device locked, and returns
+    /// the new content, or `None` if it has not changed. The file keeps the length of `data`: what is longer is
+    /// cut, what is shorter padded with zeroes.
+    ///
+    /// # Errors
+    /// See [`FwCfgError`].
+    pub fn add_generated_file(
+        &mut self,
+        name: &str,
+        data: impl Into<Vec<u8>>,
+        generate: impl FnMut() -> Option<Vec<u8>> + Send + 'static,
+    ) -> Result<(), FwCfgError> {
+        self.insert(name, data.into(), false)?;
+        if let Some(file) = self.files.iter_mut().find(|file| file.name == name) {
+            file.generate = Some(Box::new(generate));
+        }
+        Ok(())
+    }
+
     /// What a file holds now.
     pub fn file(&self, name: &str) -> Option<&[u8]> {
         self.files.iter().find(|file| file.name == name).map(|file| file.data.as_slice())
@@ -229,7 +253,7 @@ impl FwCfg {
         }
         match self.files.binary_search_by_key(&name, |file| &file.name) {
             Ok(_) => return Err(FwCfgError::Duplicate(name.to_owned())),
-            Err(at) => self.files.insert(at, File { name: name.to_owned(), data, writable }),
+            Err(at) => self.files.insert(at, File { name: name.to_owned(), data, writable, generate: None }),
         }
         self.list_files();
         Ok(())
@@ -260,6 +284,12 @@ impl FwCfg {
 
     fn select(&mut self, key: u16) {
         (self.selected, self.position) = (key & !WRITE_CHANNEL, 0);
+        let file = Self::file_index(self.selected).and_then(|at| self.files.get_mut(at));
+        let Some(file) = file else { return };
+        if let Some(mut data) = file.generate.as_mut().and_then(|generate| generate()) {
+            data.resize(file.data.len(), 0);
+            file.data = data;
+        }
     }
 
     /// Moves the position on by at most `count` bytes, and returns those that it passed.

@@ -149,6 +149,21 @@ fn files_that_the_directory_cannot_hold_are_refused() {
 }
 
 #[test]
+fn a_generated_file_is_made_when_it_is_selected() {
+    let mut guest = Firmware::new();
+    let mut contents = vec![Some(b"too long".to_vec()), None, Some(b"new".to_vec())];
+    guest.dev.add_generated_file("opt/g", "first", move || contents.pop().flatten()).unwrap();
+    let (key, size) = guest.find("opt/g").unwrap();
+    assert_eq!(guest.bytes(key, size), b"new\0\0");
+    assert_eq!(guest.bytes(key, size), b"new\0\0");
+    assert_eq!(guest.bytes(key, size), b"too l");
+    // By DMA, too; and only then.
+    assert_eq!(guest.dma(u32::from(key) << 16 | SELECT | READ, 5, 0x2000), 0);
+    assert_eq!(guest.find("opt/g"), Some((key, 5)));
+    assert_eq!(guest.peek(0x2000, 5), b"too l");
+}
+
+#[test]
 fn dma_reads_into_memory() {
     let mut guest = Firmware::new();
     guest.dev.add_file("opt/text", "0123456789").unwrap();

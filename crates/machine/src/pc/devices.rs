@@ -16,6 +16,7 @@ use trapline_pci::{
 };
 
 use super::drives::Drives;
+use super::flash::Flash;
 use super::{
     DEBUG_CONSOLE, DISPLAY, FW_CFG_DMA, GPE0, HPET, IDE_FUNCTION, LPT1, PM_FUNCTION, SMI_CMD, SOUTH,
     SUBSYSTEM, VgaOptions,
@@ -43,6 +44,7 @@ pub(crate) struct PcDevices {
     pub(crate) smbus: Arc<Mutex<Smbus>>,
     pub(crate) parallel: Arc<Mutex<Parallel>>,
     pub(crate) debug_console: Arc<Mutex<DebugCon>>,
+    pub(crate) flash: Option<Flash>,
 }
 
 /// Takes what a device sends.
@@ -54,6 +56,7 @@ pub(crate) struct Parts<'a> {
     /// The one that `bridge` reports to.
     pub(crate) effects: Effects,
     pub(crate) vga: Option<Vga>,
+    pub(crate) flash: Option<Flash>,
     pub(crate) drives: &'a Drives,
     /// RAM for DMA.
     pub(crate) memory: Arc<dyn DmaMemory>,
@@ -64,18 +67,19 @@ pub(crate) struct Parts<'a> {
 impl PcDevices {
     /// The devices, and the topology with the functions among them.
     pub(crate) fn new(core: &Core, devices: &Devices, parts: Parts<'_>) -> Result<(Self, SharedRoot)> {
-        let Parts { bridge, effects, vga, drives, memory, debug_console, printer } = parts;
+        let Parts { bridge, effects, vga, flash, drives, memory, debug_console, printer } = parts;
         let lines = &devices.lines;
         let irq = |pin| IrqLine::new(lines.clone(), pin);
         let isa = (0..16).map(irq).collect();
         let bridge = shared(bridge);
         let isa_bridge = shared(Piix3::new(SUBSYSTEM, IntxRouter::new(isa)));
-        let ide = shared(PiixIde::new(IdeConfig {
+        let ide = PiixIde::new(IdeConfig {
             subsystem: SUBSYSTEM,
             memory,
             irqs: IRQ_IDE.map(irq),
             drives: drives.devices(),
-        })?);
+        })?;
+        let ide = shared(ide.with_decode_enabled());
         let pm_function = shared(Piix4Pm::without_smm(SUBSYSTEM, irq(IRQ_SCI)));
         let vga = vga.map(shared);
         let smbus = shared(Smbus::new());
@@ -115,6 +119,7 @@ impl PcDevices {
             smbus,
             parallel: shared(Parallel::new("parallel0", irq(IRQ_LPT1), output(printer))),
             debug_console: shared(DebugCon::new(output(debug_console))),
+            flash,
         };
         Ok((this, root))
     }
@@ -134,7 +139,8 @@ impl PcDevices {
         if let Some(fw_cfg) = &devices.fw_cfg {
             ports.register(FW_CFG_DMA, 8, fw_cfg.clone(), fw_cfg::DMA, "fw-cfg-dma")?;
         }
-        Ok(layout.mmio.register(HPET.into(), hpet::SIZE, hpet.clone(), 0, "hpet")?)
+        layout.mmio.register(HPET.into(), hpet::SIZE, hpet.clone(), 0, "hpet")?;
+        self.flash.as_ref().map_or(Ok(()), |flash| flash.wire(layout))
     }
 
     /// The devices that time drives.
@@ -156,6 +162,7 @@ impl PcDevices {
             smbus,
             parallel,
             debug_console,
+            flash,
         } = self;
         lock(config_ports).reset();
         lock(hpet).reset();
@@ -163,6 +170,9 @@ impl PcDevices {
         lock(smbus).reset();
         lock(parallel).reset();
         lock(debug_console).reset();
+        if let Some(flash) = flash {
+            lock(&flash.chip).reset();
+        }
     }
 }
 

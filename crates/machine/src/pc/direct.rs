@@ -8,8 +8,8 @@ use trapline_pci::piix::PIRQRC;
 use trapline_pci::{AddressWindows, Bdf, Command, PAM0, SharedRoot, regs};
 use trapline_vcpu::Vcpu;
 
-use super::tables::{LINK_IRQS, PCI_MEMORY_END, acpi_config, pci_memory_start, smbios_config};
-use super::{IDE_FUNCTION, PM_FUNCTION, PM1A_EVENT, SOUTH};
+use super::tables::{Board, LINK_IRQS, PCI_MEMORY_END, acpi_config, pci_memory_start, smbios_config};
+use super::{IDE_FUNCTION, PM_BASE, PM_FUNCTION, SOUTH};
 use crate::chassis::lock;
 use crate::config::KernelConfig;
 use crate::devices::Devices;
@@ -41,7 +41,7 @@ pub(crate) fn set_up_chipset(root: &SharedRoot, devices: &Devices, ram: &[RamRan
         write(ide, IDETIM + channel, Word, IDETIM_DECODE.into());
     }
     let pm = Bdf::new(0, SOUTH, PM_FUNCTION);
-    write(pm, PMBASE, Dword, PM1A_EVENT.into());
+    write(pm, PMBASE, Dword, PM_BASE.into());
     write(pm, PMREGMISC, Byte, 1);
     let start = pci_memory_start(ram);
     let memory = (start, PCI_MEMORY_END + 1 - start);
@@ -64,24 +64,22 @@ pub(crate) fn set_up_chipset(root: &SharedRoot, devices: &Devices, ram: &[RamRan
 /// Loads the kernel and its tables, and puts the boot processor at its first instruction.
 pub(crate) fn load(
     memory: &trapline_memory::GuestMemory,
-    ram: &[RamRange],
-    cpus: u32,
-    vga: bool,
+    board: &Board,
     kernel: &KernelConfig,
     vcpu: &mut dyn Vcpu,
 ) -> Result<()> {
     let KernelConfig { kernel, initrd, cmdline } = kernel;
-    let rsdp = acpi::write(memory, &acpi_config(cpus, vga, ram))?;
-    smbios::write(memory, &smbios_config(cpus, ram))?;
+    let rsdp = acpi::write(memory, &acpi_config(board, PM_BASE))?;
+    smbios::write(memory, &smbios_config(board))?;
     let request = Request {
         kernel,
         initrd: initrd.as_deref(),
         command_line: cmdline,
         rsdp: Some(rsdp),
-        text_screen: vga,
+        text_screen: board.vga,
         protocol: None,
     };
-    let loaded = trapline_boot::load(memory, ram, &request)?;
+    let loaded = trapline_boot::load(memory, &board.ram, &request)?;
     boot_state::set_virtual_wire(vcpu)?;
     boot_state::set_entry(vcpu, &loaded.entry)?;
     Ok(())

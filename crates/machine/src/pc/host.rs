@@ -11,6 +11,7 @@ use crate::Result;
 use crate::chassis::lock;
 use crate::control::Outcome;
 use crate::pc::address_map::AddressMap;
+use crate::pc::flash::Flash;
 use crate::run::{Board, Shared};
 
 /// Where the guest's PCI functions and memory are, and what changes it.
@@ -18,6 +19,7 @@ pub(crate) struct Host {
     pub(crate) root: SharedRoot,
     pub(crate) bridge: Arc<Mutex<I440Fx>>,
     pub(crate) vga: Option<Arc<Mutex<Vga>>>,
+    pub(crate) flash: Option<Flash>,
     pub(crate) layout: BusLayout,
     pub(crate) map: AddressMap,
     pub(crate) arena: Arc<Arena>,
@@ -32,7 +34,9 @@ impl Host {
             let bridge = lock(&self.bridge);
             (bridge.shadows().collect::<Vec<_>>(), bridge.smram())
         };
-        self.map.slots(&shadows, smram, &self.video_memory())
+        let mut devices = self.video_memory();
+        devices.extend(self.flash.as_ref().and_then(Flash::slot));
+        self.map.slots(&shadows, smram, &devices)
     }
 
     /// The display's memory, where its BAR shows it.
@@ -76,7 +80,7 @@ impl Host {
 impl Host {
     fn concerns_slots(&self, effect: &Effect) -> bool {
         match effect {
-            Effect::Shadow(_) | Effect::Smram(_) => true,
+            Effect::Shadow(_) | Effect::Smram(_) | Effect::Memory => true,
             // Only the display has memory, and no function besides it a prefetchable BAR 0.
             Effect::Bar(change) => {
                 let memory = |range: &trapline_pci::AddressRange| range.space == Space::Memory;

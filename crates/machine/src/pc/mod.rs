@@ -28,17 +28,18 @@
 //!
 //! RAM begins at 0, leaves out 0xc000_0000 to 4 GiB, and goes on from there. The firmware ROM ends at 4 GiB;
 //! its last 128 KiB are also seen below 1 MiB, until the PAM registers of the host bridge show RAM there: each
-//! of their 13 segments is read from ROM or RAM, and written to RAM or nowhere. 0xa0000 to 0xbffff is not RAM
+//! of their 13 segments is read from ROM or RAM, and written to RAM or nowhere. UEFI firmware has a flash chip for
+//! its variables right below its image. 0xa0000 to 0xbffff is not RAM
 //! but where SMRAM is opened. Devices' DMA always reaches the RAM behind ROM and display.
 //!
 //! # Start and reset
 //!
 //! With firmware the boot processor starts at the reset vector, and firmware finds tables in fw_cfg. A kernel
 //! without firmware is started as its boot protocol says; the board has then assigned BARs and interrupts, put
-//! the display into text mode and written the tables, as firmware does. When the guest resets the machine, by 0xcf9, 0x92, the keyboard
-//! controller or a triple fault, it starts again: devices and processors are as after power-on, memory keeps
-//! its contents, and a kernel without firmware is loaded anew. [`PcConfig::reboot`] is for a run that ends
-//! instead.
+//! the display into text mode and written the tables, as firmware does. When the guest resets the machine, by
+//! 0xcf9, 0x92, the keyboard controller or a triple fault, it starts again: devices and processors are as after
+//! power-on, memory keeps its contents, and a kernel without firmware is loaded anew. [`PcConfig::reboot`] is for a
+//! run that ends instead.
 //!
 //! # What is not there
 //!
@@ -51,6 +52,7 @@ mod address_map;
 mod devices;
 mod direct;
 mod drives;
+mod flash;
 mod host;
 mod screen;
 mod state;
@@ -72,6 +74,7 @@ use trapline_vcpu::VcpuState;
 
 pub use access::GuestAccess;
 pub use drives::{DRIVES, DriveConfig, DriveError, DriveKind};
+pub use flash::Variables;
 pub use screen::Screen;
 pub(crate) use state::PcStates;
 
@@ -88,6 +91,7 @@ use crate::{Error, Result};
 use address_map::AddressMap;
 use devices::{Parts, PcDevices, make_vga};
 use drives::Drives;
+use flash::Flash;
 use host::Host;
 
 /// Subsystem vendor and number of the chipset's functions: firmware knows a virtual machine by it.
@@ -98,10 +102,8 @@ const IDE_FUNCTION: u8 = 1;
 const PM_FUNCTION: u8 = 3;
 /// Device 2 of the first bus.
 const DISPLAY: u8 = 2;
-/// Where firmware puts the power management registers.
-const PM1A_EVENT: u16 = 0x600;
-const PM1A_CONTROL: u16 = 0x604;
-const PM_TIMER: u16 = 0x608;
+/// Where the power management registers are unless firmware puts them elsewhere: PMBASE.
+const PM_BASE: u16 = 0x600;
 const GPE0: u16 = 0xafe0;
 const SMI_CMD: u16 = 0xb2;
 const FW_CFG: u16 = 0x510;
@@ -128,18 +130,41 @@ pub enum Start {
 pub struct Firmware {
     /// The image: a ROM that ends at 4 GiB.
     pub image: PathBuf,
+    /// Flash right below the image, in which UEFI firmware keeps its variables.
+    pub variables: Option<Variables>,
+}
+
+impl Firmware {
+    /// An image without variables.
+    pub fn new(image: impl Into<PathBuf>) -> Self {
+        Self { image: image.into(), variables: None }
+    }
+
+    /// The same with variables that are kept in a file.
+    pub fn keeping_variables(self, path: impl Into<PathBuf>) -> Self {
+        let template = match self.variables {
+            Some(Variables::Volatile(template)) => Some(template),
+            Some(Variables::File { template, .. }) => template,
+            None => None,
+        };
+        Self { variables: Some(Variables::File { path: path.into(), template }), ..self }
+    }
 }
 
 impl FromStr for Firmware {
     type Err = std::convert::Infallible;
 
-    /// `seabios` is the file of Debian's package, everything else a path.
+    /// `seabios` and `ovmf` are the files of Debian's packages, the latter with a copy of its variables that is
+    /// not kept; everything else is a path.
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        let image = match name {
-            "seabios" => "/usr/share/seabios/bios-256k.bin",
-            path => path,
-        };
-        Ok(Self { image: image.into() })
+        Ok(match name {
+            "seabios" => Self::new("/usr/share/seabios/bios-256k.bin"),
+            "ovmf" => Self {
+                variables: Some(Variables::Volatile("/usr/share/OVMF/OVMF_VARS_4M.fd".into())),
+                ..Self::new("/usr/share/OVMF/OVMF_CODE_4M.fd")
+            },
+            path => Self::new(path),
+        })
     }
 }
 
@@ -248,14 +273,15 @@ impl Pc {
         let mut ram = make_ram(&machine, &RamConfig::new(memory))?;
         let ranges: Vec<_> =
             ram.slots().iter().map(|slot| RamRange { base: slot.gpa, size: slot.size }).collect();
-        if let Start::Firmware(firmware) = &start {
-            add_firmware(&mut ram, &firmware.image)?;
-        }
+        let effects = Effects::new();
+        let flash = match &start {
+            Start::Firmware(firmware) => add_firmware(&mut ram, firmware, &effects)?,
+            Start::Kernel(_) => None,
+        };
         let drives = Drives::open(drives, machine.icount.is_some())?;
 
         let dma: Arc<dyn DmaMemory> = Arc::new(ram.memory().clone());
         let map = AddressMap::new(ram.slots(), dma.clone());
-        let effects = Effects::new();
         let bridge = I440Fx::new(SUBSYSTEM, effects.clone());
         let slots = map.slots(&bridge.shadows().collect::<Vec<_>>(), bridge.smram(), &[]);
         let core = Core::new(machine, ram.arena(), &slots)?;
@@ -281,20 +307,21 @@ impl Pc {
         tables::set_cmos(&common, &drives, &boot, cpus);
         let mut fw_cfg = FwCfg::with_dma(dma.clone());
         fw_cfg.add_pc(&tables::pc_items(cpus, memory, vga.is_some(), &ranges, &drives, &boot))?;
-        let acpi = tables::acpi_config(cpus, vga.is_some(), &ranges);
-        tables::add_tables(&mut fw_cfg, &acpi, &tables::smbios_config(cpus, &ranges))?;
-        common.fw_cfg = Some(shared(fw_cfg));
 
         let parts = Parts {
             bridge,
             effects: effects.clone(),
             vga,
+            flash: flash.clone(),
             drives: &drives,
             memory: dma,
             debug_console,
             printer,
         };
         let (devices, root) = PcDevices::new(&core, &common, parts)?;
+        let board = tables::Board { cpus, vga: devices.vga.is_some(), ram: ranges.clone() };
+        tables::add_tables(&mut fw_cfg, board, devices.pm_function.clone())?;
+        common.fw_cfg = Some(shared(fw_cfg));
         let mut layout = BusLayout::default();
         common.wire(&mut layout.pio, &mut layout.mmio)?;
         devices.wire(&mut layout, &common)?;
@@ -303,6 +330,7 @@ impl Pc {
             root,
             bridge: devices.bridge.clone(),
             vga: devices.vga.clone(),
+            flash,
             layout,
             map,
             arena: ram.arena().clone(),
@@ -337,7 +365,8 @@ impl Pc {
     pub fn run(&mut self) -> Result<Outcome> {
         let outcome = self.run_through_resets();
         lock(&self.devices.ide).quiesce();
-        let flushed = self.drives.flush();
+        let flushed =
+            self.drives.flush().and_then(|()| self.devices.flash.as_ref().map_or(Ok(()), Flash::flush));
         outcome.and_then(|outcome| flushed.map(|()| outcome))
     }
 
@@ -372,7 +401,8 @@ impl Pc {
             direct::set_up_chipset(&self.host.root, &self.chassis.devices, &self.ranges)?;
             let (cpus, vga) = (self.chassis.vcpus.len() as u32, self.devices.vga.is_some());
             let vcpu = self.chassis.vcpu0()?;
-            direct::load(self.ram.memory(), &self.ranges, cpus, vga, kernel, vcpu)?;
+            let board = tables::Board { cpus, vga, ram: self.ranges.clone() };
+            direct::load(self.ram.memory(), &board, kernel, vcpu)?;
             if let Some(vga) = &self.devices.vga {
                 lock(vga).start_text();
             }
@@ -382,7 +412,7 @@ impl Pc {
         shared.routes.tell(&shared.ioapic, &*shared.vm)
     }
 
-    /// Takes the state, between two runs: all but the contents of memory ([`Pc::ram`]) and disks.
+    /// Takes the state, between two runs: all but the contents of memory ([`Pc::ram`]), disks and flash.
     ///
     /// # Errors
     /// When the engine cannot tell a part of it.
@@ -392,7 +422,7 @@ impl Pc {
     }
 
     /// Puts a state into a machine that was made from the same configuration and has not run yet. The
-    /// contents of memory and disks are the caller's to restore.
+    /// contents of memory, disks and flash are the caller's to restore.
     ///
     /// # Errors
     /// When the state is not one that this machine can be in; it is of no use then.
@@ -440,13 +470,16 @@ impl Pc {
     }
 }
 
-/// Puts the firmware in front of 4 GiB.
-fn add_firmware(ram: &mut GuestRam, path: &Path) -> Result<()> {
+/// Puts the firmware in front of 4 GiB, and the flash for its variables, if it has any, in front of that.
+fn add_firmware(ram: &mut GuestRam, firmware: &Firmware, effects: &Effects) -> Result<Option<Flash>> {
+    let Firmware { image: path, variables } = firmware;
     let failed = |why: String| Error::Firmware { path: path.to_owned(), why };
     let image = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
     let size = image.len() as u64;
     if size == 0 || size > MAX_FIRMWARE || !size.is_multiple_of(4096) {
         return Err(failed(format!("{size} bytes; expected a multiple of 4 KiB, at most 8 MiB")));
     }
-    Ok(ram.add_rom((1 << 32) - size, &image)?)
+    let start = (1 << 32) - size;
+    ram.add_rom(start, &image)?;
+    variables.as_ref().map(|variables| Flash::new(ram, variables, start, effects)).transpose()
 }

@@ -1,7 +1,7 @@
 //! The state of the devices that a PC has beyond those of every board.
 
 use serde::{Deserialize, Serialize};
-use trapline_chipset::{DebugCon, Dma, Hpet, Parallel, Smbus};
+use trapline_chipset::{DebugCon, Dma, Hpet, Parallel, Pflash, Smbus};
 use trapline_device::SaveRestore;
 use trapline_display::Vga;
 use trapline_ide::PiixIde;
@@ -26,6 +26,7 @@ pub(crate) struct PcStates {
     smbus: State<Smbus>,
     parallel: State<Parallel>,
     debug_console: State<DebugCon>,
+    flash: Option<State<Pflash>>,
 }
 
 impl PcDevices {
@@ -43,6 +44,7 @@ impl PcDevices {
             smbus,
             parallel,
             debug_console,
+            flash,
         } = self;
         PcStates {
             bridge: lock(bridge).save(),
@@ -56,6 +58,7 @@ impl PcDevices {
             smbus: lock(smbus).save(),
             parallel: lock(parallel).save(),
             debug_console: lock(debug_console).save(),
+            flash: flash.as_ref().map(|flash| lock(&flash.chip).save()),
         }
     }
 
@@ -74,11 +77,17 @@ impl PcDevices {
             smbus,
             parallel,
             debug_console,
+            flash,
         } = states;
         match (&self.vga, vga) {
             (Some(here), Some(vga)) => lock(here).restore(vga)?,
             (None, None) => {}
             _ => return Err(Error::OtherDevices("vga")),
+        }
+        match (&self.flash, flash) {
+            (Some(here), Some(flash)) => lock(&here.chip).restore(flash)?,
+            (None, None) => {}
+            _ => return Err(Error::OtherDevices("flash")),
         }
         lock(&self.bridge).restore(bridge)?;
         lock(&self.isa_bridge).restore(isa_bridge)?;

@@ -1,17 +1,18 @@
 //! What the board tells about itself: CMOS memory, fw_cfg, ACPI tables.
 
+use std::sync::{Arc, Mutex};
+
 use trapline_boot::RamRange;
 use trapline_boot::acpi::{self, AcpiConfig};
 use trapline_boot::smbios::{self, FirmwareSmbios, SmbiosConfig};
 use trapline_chipset::FwCfg;
 use trapline_chipset::fw_cfg::{BootDevice as FwBootDevice, E820Entry, E820Kind, PcItems};
 use trapline_chipset::rtc::{BootClass, DiskTranslation};
+use trapline_pci::Piix4Pm;
 
 use super::devices::IRQ_LPT1;
 use super::drives::Drives;
-use super::{
-    BootDevice, FW_CFG, GPE0, HPET, IDE_FUNCTION, LPT1, PM_TIMER, PM1A_CONTROL, PM1A_EVENT, SLP_TYP_S5, SOUTH,
-};
+use super::{BootDevice, FW_CFG, GPE0, HPET, IDE_FUNCTION, LPT1, PM_BASE, SLP_TYP_S5, SOUTH};
 use crate::Result;
 use crate::chassis::lock;
 use crate::devices::{COM1, Devices, IOAPIC, IRQ_COM1, IRQ_SCI, LOCAL_APIC};
@@ -26,30 +27,40 @@ pub(crate) const LINK_IRQS: [u8; 3] = [5, 10, 11];
 /// The last address for BARs below 4 GiB.
 pub(crate) const PCI_MEMORY_END: u64 = 0xfebf_ffff;
 
-/// What the tables tell about the board.
-pub(crate) fn acpi_config(cpus: u32, vga: bool, ram: &[RamRange]) -> AcpiConfig {
+/// What the tables are about.
+pub(crate) struct Board {
+    pub(crate) cpus: u32,
+    /// There is a display.
+    pub(crate) vga: bool,
+    pub(crate) ram: Vec<RamRange>,
+}
+
+/// What the ACPI tables tell, with the power management registers at `pm_base`.
+pub(crate) fn acpi_config(board: &Board, pm_base: u16) -> AcpiConfig {
+    let Board { cpus, vga, ram } = board;
+    let low = (pci_memory_start(ram), PCI_MEMORY_END);
     AcpiConfig {
-        apic_ids: (0..cpus).collect(),
+        apic_ids: (0..*cpus).collect(),
         local_apic_address: LOCAL_APIC,
         io_apic: Some(acpi::IoApic { id: 0, address: IOAPIC, gsi_base: 0 }),
         pic: true,
         timer_override: true,
         sci: IRQ_SCI as u8,
-        pm1a_event: PM1A_EVENT,
-        pm1a_control: PM1A_CONTROL,
-        pm_timer: Some(PM_TIMER),
+        pm1a_event: pm_base,
+        pm1a_control: pm_base + 4,
+        pm_timer: Some(pm_base + 8),
         gpe0: Some((GPE0, 4)),
         reset: Some((RESET, RESET_VALUE)),
         s5_sleep_type: SLP_TYP_S5,
         i8042: true,
         rtc: Some(0x32),
-        vga,
+        vga: *vga,
         serial: vec![(COM1, IRQ_COM1 as u8)],
         parallel: vec![(LPT1, IRQ_LPT1 as u8)],
         hpet: Some(HPET),
         pci: Some(acpi::PciRoot {
             last_bus: 0xff,
-            windows: vec![(pci_memory_start(ram), PCI_MEMORY_END)],
+            windows: [Some(low), high_window(ram)].into_iter().flatten().collect(),
             isa_bridge: SOUTH,
             link_irqs: LINK_IRQS.to_vec(),
         }),
@@ -66,26 +77,37 @@ pub(crate) fn pci_memory_start(ram: &[RamRange]) -> u64 {
     if end.unwrap_or(0) <= LOW { LOW } else { 0xc000_0000 }
 }
 
+/// Addresses for 64-bit BARs: what is left above RAM of what every processor with 64-bit mode can address.
+fn high_window(ram: &[RamRange]) -> Option<(u64, u64)> {
+    const LAST: u64 = (1 << 36) - 1;
+    const GIB: u64 = 1 << 30;
+    let end = ram.iter().map(|range| range.base + range.size).max()?.max(1 << 32);
+    Some((end.next_multiple_of(GIB), LAST)).filter(|(first, last)| first < last)
+}
+
 /// The machine as its operating system shows it to users.
-pub(crate) fn smbios_config(cpus: u32, ram: &[RamRange]) -> SmbiosConfig {
-    let mut config = SmbiosConfig { ram: ram.to_vec(), ..SmbiosConfig::default() };
-    config.processors.sockets = cpus as u16; // at most MAX_CPUS
+pub(crate) fn smbios_config(board: &Board) -> SmbiosConfig {
+    let mut config = SmbiosConfig { ram: board.ram.clone(), ..SmbiosConfig::default() };
+    config.processors.sockets = board.cpus as u16; // at most MAX_CPUS
     config
 }
 
-/// The tables for the firmware to put in place.
-pub(crate) fn add_tables(fw_cfg: &mut FwCfg, acpi: &AcpiConfig, smbios: &SmbiosConfig) -> Result<()> {
-    let acpi::FirmwareTables { rsdp, tables, loader } = acpi::firmware(acpi)?;
-    let FirmwareSmbios { anchor, tables: smbios_tables } = smbios::firmware(smbios)?;
-    for (name, data) in [
-        (acpi::RSDP_FILE, rsdp),
-        (acpi::TABLES_FILE, tables),
-        (acpi::LOADER_FILE, loader),
-        (smbios::ANCHOR_FILE, anchor),
-        (smbios::TABLES_FILE, smbios_tables),
-    ] {
-        fw_cfg.add_file(name, data)?;
-    }
+/// The tables for the firmware to put in place. ACPI's say where it has put the registers of `pm` by the time that
+/// it reads them.
+pub(crate) fn add_tables(fw_cfg: &mut FwCfg, board: Board, pm: Arc<Mutex<Piix4Pm>>) -> Result<()> {
+    let FirmwareSmbios { anchor, tables } = smbios::firmware(&smbios_config(&board))?;
+    fw_cfg.add_file(smbios::ANCHOR_FILE, anchor)?;
+    fw_cfg.add_file(smbios::TABLES_FILE, tables)?;
+    let files = move |base| acpi::firmware(&acpi_config(&board, base));
+    let acpi::FirmwareTables { rsdp, tables, loader } = files(PM_BASE)?;
+    fw_cfg.add_file(acpi::RSDP_FILE, rsdp)?;
+    fw_cfg.add_file(acpi::LOADER_FILE, loader)?;
+    let mut told = PM_BASE;
+    fw_cfg.add_generated_file(acpi::TABLES_FILE, tables, move || {
+        let base = lock(&pm).pm_base().filter(|base| *base != told)?;
+        told = base;
+        files(base).ok().map(|files| files.tables)
+    })?;
     Ok(())
 }
 

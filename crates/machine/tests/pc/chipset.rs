@@ -17,7 +17,7 @@ fn board_with(change: impl FnOnce(&mut PcConfig)) -> Pc {
     let image = dir.path().join("rom");
     let pattern: Vec<u8> = (0..0x4_0000_u32).map(|at| (at >> 12) as u8).collect();
     std::fs::write(&image, pattern).unwrap();
-    let mut config = PcConfig::new(Start::Firmware(Firmware { image }));
+    let mut config = PcConfig::new(Start::Firmware(Firmware::new(image)));
     config.machine =
         MachineConfig { memory: 16 * MIB, accel: Accel::Soft, serial: Serial::Null, ..Default::default() };
     change(&mut config);

@@ -103,7 +103,7 @@ pub fn rom(code: impl FnOnce(&mut CodeAssembler) -> AsmResult) -> impl FnOnce(&P
         segment[0xfff1..0xfff3].copy_from_slice(&distance.to_le_bytes());
         let image_path = dir.join("rom");
         std::fs::write(&image_path, image).unwrap();
-        Start::Firmware(Firmware { image: image_path })
+        Start::Firmware(Firmware::new(image_path))
     }
 }
 

@@ -10,3 +10,4 @@ mod kernel;
 mod keyboard;
 mod refusals;
 mod saved;
+mod uefi;

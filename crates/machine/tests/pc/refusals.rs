@@ -23,7 +23,7 @@ fn impossible_machines_are_refused_in_one_line() {
         std::fs::File::create(&path).unwrap().set_len(size).unwrap();
         path
     };
-    let firmware = |image: &Path| Start::Firmware(Firmware { image: image.to_owned() });
+    let firmware = |image: &Path| Start::Firmware(Firmware::new(image));
     let good = || firmware(&file("rom", 0x1_0000));
     let image = file("disk.img", MIB);
     let drives = |drives: Vec<DriveConfig>| with(good(), move |config| config.drives = drives);

@@ -24,7 +24,7 @@ impl Board {
         let folder = tempfile::tempdir().unwrap();
         let image = folder.path().join("rom");
         std::fs::write(&image, vec![0; 0x1_0000]).unwrap();
-        let mut config = PcConfig::new(Start::Firmware(Firmware { image }));
+        let mut config = PcConfig::new(Start::Firmware(Firmware::new(image)));
         let memory = 16 << 20;
         config.machine =
             MachineConfig { memory, accel: Accel::Soft, serial: Serial::Null, ..MachineConfig::default() };
