@@ -40,6 +40,10 @@ const EXT1_ECX_CMP_LEGACY: u32 = 1 << 1;
 const EXT1_ECX_SVM: u32 = 1 << 2;
 /// What 8000_0001:EDX repeats of 1:EDX on AMD processors.
 const EXT1_EDX_SHARED: u32 = 0x0183_f3ff;
+/// What KVM, or the soft engine in its place, offers to guests that know it.
+const KVM_FEATURES: u32 = 0x4000_0001;
+/// Its features that need a local APIC: ASYNC_PF, PV_EOI, PV_UNHALT, PV_SEND_IPI, ASYNC_PF_INT.
+const KVM_WITH_APIC: u32 = 1 << 4 | 1 << 6 | 1 << 7 | 1 << 11 | 1 << 14;
 /// AMX-BF16, AMX-TILE, AMX-INT8.
 const LEAF7_EDX_AMX: u32 = 1 << 22 | 1 << 24 | 1 << 25;
 /// AMX-FP16.
@@ -154,6 +158,7 @@ pub(crate) fn filter(host: &CpuId, offer: Offer) -> Vec<kvm_cpuid_entry2> {
             }
             (0xd, 1) => leaf.eax &= !LEAFD_1_EAX_XFD,
             (0x8000_0001, _) => keep(&mut leaf.ecx, EXT1_ECX_SVM, offer.nested),
+            (KVM_FEATURES, _) => keep(&mut leaf.eax, KVM_WITH_APIC, offer.local_apic),
             _ => {}
         }
     }
@@ -209,8 +214,7 @@ pub(crate) fn within(leaves: &[kvm_cpuid_entry2], model: &crate::CpuModel) -> bo
 
 /// Takes out what a guest would use VMCALL for: PV_UNHALT, PV_SEND_IPI, PV_SCHED_YIELD.
 pub(crate) fn without_hypercalls(leaves: &mut [kvm_cpuid_entry2]) {
-    const FEATURES: u32 = 0x4000_0001;
-    for leaf in leaves.iter_mut().filter(|leaf| leaf.function == FEATURES) {
+    for leaf in leaves.iter_mut().filter(|leaf| leaf.function == KVM_FEATURES) {
         leaf.eax &= !(1 << 7 | 1 << 11 | 1 << 13);
     }
 }
@@ -283,6 +287,7 @@ mod tests {
             leaf(0xd, 9, [8, 2688, 0, 0]),
             leaf(0xd, 18, [8192, 2816, 6, 0]),
             leaf(0x1d, 0, [1, 0, 0, 0]),
+            leaf(KVM_FEATURES, 0, [1 << 3 | 1 << 6 | 1 << 11 | 1 << 24, 0, 0, 0]),
             leaf(0x8000_0001, 0, [0, 0, EXT1_ECX_SVM, 0]),
         ])
         .unwrap();
@@ -294,7 +299,9 @@ mod tests {
         assert_eq!(find(&id, 7, 0).edx, !LEAF7_EDX_AMX);
         assert_eq!((find(&id, 0xd, 0).eax, find(&id, 0xd, 0).ecx), (0x2e7, 2696));
         assert_eq!(find(&id, 0x8000_0001, 0).ecx, 0);
-        assert_eq!(id.as_slice().len(), 6);
+        assert_eq!(id.as_slice().len(), 7);
+        let without = filter(&host, Offer { local_apic: false, ..offer });
+        assert_eq!(find(&CpuId::from_entries(&without).unwrap(), KVM_FEATURES, 0).eax, 1 << 3 | 1 << 24);
         let nested = filter(&host, Offer { nested: true, ..offer });
         assert_ne!(nested[0].ecx & LEAF1_ECX_VMX, 0);
     }

@@ -257,3 +257,16 @@ fn counted_time_has_one_vcpu_and_no_kvm() {
     assert!(refused.to_string().contains("not supported by the kvm engine"), "{refused}");
     assert!(InstructionClock::new(InstructionClock::MAX_SHIFT + 1).is_err());
 }
+
+/// State that XCR0 does not let the guest see may be in an XSAVE area of another engine's.
+#[test]
+fn components_that_are_not_enabled_are_left_out() {
+    let mut m = machine(false, |a| a.hlt());
+    let mut xsave = m.vcpu.xsave().unwrap();
+    let (xstate_bv, avx) = (512 / 4, 1 << 2);
+    xsave.region[160 / 4] = 0x1234_5678; // XMM0
+    xsave.region[xstate_bv] |= avx;
+    m.vcpu.set_xsave(&xsave).unwrap();
+    let there = m.vcpu.xsave().unwrap();
+    assert_eq!((there.region[160 / 4], there.region[xstate_bv] & avx), (0x1234_5678, 0));
+}

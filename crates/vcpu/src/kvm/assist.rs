@@ -34,7 +34,10 @@ const XSTATE_BV: usize = LEGACY_WORDS;
 /// Bits of IA32_EFER that `softcpu` knows: SCE, LME, LMA, NXE. None of the others changes what an
 /// instruction does here.
 const EFER: u64 = 0xd01;
+/// The XSAVE component of the protection-key rights.
+const PKRU: u32 = 9;
 const CR4_PGE: u64 = 1 << 7;
+const CR4_PKE: u64 = 1 << 22;
 const APIC_ENABLED: u64 = 1 << 11;
 const X2APIC: u64 = 1 << 10;
 const UD: u8 = 6;
@@ -193,6 +196,9 @@ impl Assist {
             );
             return Ok(Some(failure));
         }
+        if state.sregs.cr4 & CR4_PKE != 0 {
+            self.soft.set_pkru(pkru(kernel)?);
+        }
         let count = self.counts.entry(instruction.mnemonic()).or_default();
         *count += 1;
         if *count == 1 {
@@ -235,6 +241,15 @@ impl Assist {
         }
         Ok(if let Step::DoneWith(exit) = step { Some(exit) } else { None })
     }
+}
+
+/// The vCPU's protection-key rights: where the host's XSAVE area has them.
+fn pkru(kernel: &dyn Vcpu) -> Result<u32> {
+    let (cpuid, xsave) = (kernel.cpuid()?, kernel.xsave()?);
+    let leaf = cpuid.as_slice().iter().find(|leaf| (leaf.function, leaf.index) == (0xd, PKRU));
+    let in_use = xsave.region[XSTATE_BV] >> PKRU & 1 != 0;
+    let value = leaf.and_then(|leaf| xsave.region.get(leaf.ebx as usize / 4));
+    Ok(value.copied().filter(|_| in_use).unwrap_or(0))
 }
 
 /// Gives back to the kernel what has changed.

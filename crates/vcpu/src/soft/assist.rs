@@ -125,6 +125,11 @@ impl OneStep {
         self.apic = apic;
     }
 
+    /// Sets the protection-key rights, which XSAVE areas have at different places.
+    pub fn set_pkru(&mut self, pkru: u32) {
+        self.vcpu.root.cpu.pkru = pkru;
+    }
+
     /// Fetches the instruction at RIP, which may be an undefined one; `None`: there is no memory.
     pub fn fetch(&mut self) -> Option<Instruction> {
         let vcpu = &self.vcpu;
@@ -242,6 +247,7 @@ impl OneStep {
         match self.instruction.mnemonic() {
             M::Rdmsr | M::Wrmsr => Some("it accesses a model-specific register"),
             M::Hlt | M::Mwait => Some("it waits"),
+            M::Wrpkru => Some("it sets protection-key rights"),
             M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 if wide => Some(WIDE),
             M::Xsavec | M::Xsavec64 | M::Xrstor | M::Xrstor64 if wide => Some(WIDE),
             _ => None,

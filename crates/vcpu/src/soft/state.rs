@@ -191,11 +191,16 @@ impl SoftVcpu {
         area
     }
 
+    /// Components that XCR0 does not enable are left out: the guest cannot see them.
     pub(super) fn set_xsave_area(&mut self, area: &kvm_xsave) -> Result<()> {
+        const XSTATE_BV: usize = 512;
+        const X87_AND_SSE: u64 = 3;
         let mut image = [0; 4096];
         for (bytes, word) in image.chunks_exact_mut(4).zip(area.region) {
             bytes.copy_from_slice(&word.to_le_bytes());
         }
+        let enabled = (self.root.cpu.xcr0 | X87_AND_SSE).to_le_bytes();
+        image[XSTATE_BV..].iter_mut().zip(enabled).for_each(|(byte, mask)| *byte &= mask);
         self.root.cpu.load_xsave_image(&image).map_err(bad_image)
     }
 
