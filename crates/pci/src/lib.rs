@@ -180,7 +180,7 @@
 //!     for effect in taken {
 //!         match effect {
 //!             Effect::Shadow(shadow) => assert!(shadow.start == 0xf_0000 && shadow.read_ram),
-//!             Effect::Smram(_) | Effect::Bar(_) => unreachable!(),
+//!             Effect::Smram(_) | Effect::Bar(_) | Effect::Memory => unreachable!(),
 //!         }
 //!     }
 //! }
