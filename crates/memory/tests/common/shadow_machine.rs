@@ -235,9 +235,13 @@ impl Machine {
             let first = match kind {
                 PagingKind::Bits32 { .. } => 0x5003,
                 PagingKind::Pae { .. } => 0x4001,
+                PagingKind::Level5 => 0x6003,
                 _ => 0x3003,
             };
             self.poke(top, 0, first);
+        }
+        if let PagingKind::Level5 = kind {
+            self.poke(0x6000, 0, 0x3003);
         }
         if !self.narrow() {
             self.poke(0x3000, 0, 0x4003);
