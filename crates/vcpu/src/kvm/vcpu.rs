@@ -13,9 +13,6 @@ use super::vm::Inner;
 use crate::fpu;
 use crate::{Answer, Engine, Entry, Error, Exit, ExitStats, Kicker, Result, Vcpu};
 
-/// The middle of the vendor's name, in CPUID.0:EDX.
-const AUTHENTIC_AMD: u32 = u32::from_le_bytes(*b"enti");
-
 /// A vCPU of the kernel's.
 pub(super) struct KvmVcpu {
     id: u32,
@@ -115,8 +112,7 @@ impl KvmVcpu {
 
     fn new_assist(&self) -> Result<Box<Assist>> {
         let cpuid = self.cpuid()?;
-        let amd = cpuid.as_slice().iter().any(|leaf| leaf.function == 0 && leaf.edx == AUTHENTIC_AMD);
-        Ok(Box::new(Assist::new(&*self.vm.assistant(amd)?, self.id, &cpuid)?))
+        Ok(Box::new(Assist::new(&*self.vm.assistant(&cpuid)?, self.id, &cpuid)?))
     }
 
     /// Takes in the answer to the last exit. `Some`: the same instruction goes on with another exit.

@@ -154,9 +154,9 @@ impl Inner {
     }
 
     /// The machine that executes what the kernel gives up on.
-    pub(super) fn assistant(&self, amd: bool) -> Result<Arc<Assistant>> {
+    pub(super) fn assistant(&self, cpuid: &CpuId) -> Result<Arc<Assistant>> {
         let make = |arena: &Arc<Arena>, slots: &[Slot]| {
-            Assistant::new(arena, slots, amd, Arc::clone(&self.io_events))
+            Assistant::new(arena, slots, cpuid, Arc::clone(&self.io_events))
         };
         lock(&self.slots).assistant(make)
     }

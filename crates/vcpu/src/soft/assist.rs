@@ -14,7 +14,6 @@ use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind};
 use kvm_bindings::{CpuId, KVM_MP_STATE_RUNNABLE, kvm_guest_debug};
 use trapline_memory::{Arena, DirtyTracker, Slot};
 use trapline_softcpu::cpu::{Signals, vector};
-use trapline_softcpu::cpuid::Vendor;
 use trapline_vmx::Field;
 use trapline_vmx::controls::PrimaryControls;
 use trapline_vmx::exit::{BasicReason, ExitReason};
@@ -22,8 +21,10 @@ use trapline_vmx::exit::{BasicReason, ExitReason};
 use super::SoftVm;
 use super::irqfd::IoEvents;
 use super::vcpu::SoftVcpu;
-use crate::{Answer, CpuModel, Error, Exit, Result, Vcpu, Vm, VmConfig};
+use crate::{Answer, CpuModel, CpuModelError, Engine, Error, Exit, Result, Vcpu, Vm, VmConfig};
 
+/// The middle of the vendor's name, in CPUID.0:EDX.
+const AUTHENTIC_AMD: u32 = u32::from_le_bytes(*b"enti");
 /// Longest instruction in bytes.
 const LONGEST: usize = 15;
 const PAGE: u64 = 4096;
@@ -51,19 +52,16 @@ pub(crate) enum Step {
 pub(crate) struct Assistant(SoftVm);
 
 impl Assistant {
-    /// An assistant on this memory, whose processor knows all that there is. `amd`: the guest was told that
-    /// it is one of AMD's.
+    /// An assistant on this memory, whose processor knows all that there is. Its vendor and its physical
+    /// addresses are those of `cpuid`, the leaves that the guest sees.
     pub fn new(
         arena: &Arc<Arena>,
         slots: &[Slot],
-        amd: bool,
+        cpuid: &CpuId,
         io_events: Arc<RwLock<IoEvents>>,
     ) -> Result<Self> {
-        let mut model = CpuModel::max();
-        model.vendor = if amd { Vendor::Amd } else { Vendor::Intel };
-        // Hypercalls and their memory are the other engine's.
-        model.switch("kvm", false).map_err(|_| Error::NotFound { what: "cpu feature kvm", id: 0 })?;
-        let config = VmConfig { local_apic: false, cpu: Some(model), ..VmConfig::default() };
+        let cpu = Some(model_for(cpuid)?);
+        let config = VmConfig { local_apic: false, cpu, ..VmConfig::default() };
         let vm = SoftVm::with_events(&config, io_events)?;
         vm.set_memory(arena, slots)?;
         Ok(Self(vm))
@@ -94,6 +92,17 @@ impl Assistant {
         let knows_all = crate::cpuid::within(cpuid.as_slice(), &self.0.0.model);
         Ok(OneStep { vcpu, knows_all, instruction: Instruction::default(), apic: None })
     }
+}
+
+/// A processor that knows all that there is, with the vendor and the physical addresses of `cpuid`.
+fn model_for(cpuid: &CpuId) -> Result<CpuModel> {
+    let leaf = |function| cpuid.as_slice().iter().find(|leaf| leaf.function == function);
+    let amd = leaf(0).is_some_and(|leaf| leaf.edx == AUTHENTIC_AMD);
+    let vendor = if amd { "amd" } else { "intel" };
+    let bits = leaf(0x8000_0008).map_or(36, |leaf| leaf.eax & 0xff).clamp(36, 48);
+    // Hypercalls and their memory are the other engine's.
+    let model = CpuModel::named(&format!("max,-kvm,vendor={vendor},phys-bits={bits}"));
+    model.map_err(|e: CpuModelError| Error::Unavailable { engine: Engine::Soft, why: e.to_string() })
 }
 
 /// A vCPU that executes one instruction at a time.
@@ -260,4 +269,32 @@ pub(crate) fn flushes_translations(instruction: &Instruction) -> bool {
     let to_control = instruction.op_kind(0) == OpKind::Register && instruction.op0_register().is_cr();
     matches!(instruction.mnemonic(), Mnemonic::Invlpg | Mnemonic::Invpcid)
         || instruction.mnemonic() == Mnemonic::Mov && to_control
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::kvm_cpuid_entry2;
+    use trapline_softcpu::cpuid::Vendor;
+
+    use super::*;
+
+    /// Reserved bits of page tables, and what only one vendor's processors do, are as the guest was told.
+    #[test]
+    fn the_processor_is_like_the_one_that_the_guest_sees() {
+        let leaves = |vendor: &[u8; 12], bits: u32| {
+            let word = |at: usize| u32::from_le_bytes(vendor[at..at + 4].try_into().unwrap());
+            let (ebx, edx, ecx) = (word(0), word(4), word(8));
+            let leaf = |function| kvm_cpuid_entry2 { function, ..Default::default() };
+            let first = kvm_cpuid_entry2 { ebx, ecx, edx, ..leaf(0) };
+            let last = kvm_cpuid_entry2 { eax: 48 << 8 | bits, ..leaf(0x8000_0008) };
+            CpuId::from_entries(&[first, last]).unwrap()
+        };
+        let model = model_for(&leaves(b"AuthenticAMD", 46)).unwrap();
+        assert_eq!((model.vendor, model.phys_bits()), (Vendor::Amd, 46));
+        assert!(!model.has("kvm") && model.has("aes"));
+        let model = model_for(&leaves(b"GenuineIntel", 52)).unwrap();
+        assert_eq!((model.vendor, model.phys_bits()), (Vendor::Intel, 48), "as many as there are");
+        let none = CpuId::from_entries(&[]).unwrap();
+        assert_eq!(model_for(&none).unwrap().phys_bits(), 36, "a processor without the leaf");
+    }
 }
