@@ -13,10 +13,11 @@
 //! SMM to take them as SMIs).
 //!
 //! S5 raises [`SystemEvent::PowerOff`]; any other sleeping state raises [`SystemEvent::Sleep`], and
-//! the board calls [`AcpiPm::wake`] when it is over.
+//! the board calls [`AcpiPm::wake`] when it is over, or [`AcpiPm::reset_by_wake`] where it lost its state
+//! (S3). What ends a sleep is up to the board, which may ask [`AcpiPm::wakes`].
 //!
 //! Left out: PM1b, PM2 control, processor blocks, bus-master status, BIOS_STS/GBL_RLS (no SMM
-//! handler would see it), the RTC wake event.
+//! handler would see it).
 
 use std::sync::Arc;
 
@@ -165,6 +166,27 @@ impl AcpiPm {
     /// The sleep button is pressed.
     pub fn press_sleep_button(&mut self) {
         self.raise(Pm1::SLEEP_BUTTON);
+    }
+
+    /// The real-time clock's alarm interrupts: sets RTC_STS.
+    pub fn rtc_alarm(&mut self) {
+        self.raise(Pm1::RTC);
+    }
+
+    /// Whether something has happened that ends a sleep: a button was pressed, or an event that the guest has
+    /// enabled.
+    pub fn wakes(&self) -> bool {
+        self.status.intersects(Pm1::POWER_BUTTON | Pm1::SLEEP_BUTTON)
+            || self.status.intersects(self.enable & Pm1::RTC)
+            || self.gpe_status & self.gpe_enable != 0
+    }
+
+    /// Puts the device into the state at the end of S3: that of a reset, but with WAK_STS and the events
+    /// that woke the machine.
+    pub fn reset_by_wake(&mut self) {
+        let events = self.status & (Pm1::POWER_BUTTON | Pm1::SLEEP_BUTTON | Pm1::RTC);
+        self.reset();
+        self.raise(events | Pm1::WAKE);
     }
 
     /// The machine wakes from a sleeping state: sets WAK_STS.

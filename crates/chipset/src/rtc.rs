@@ -121,6 +121,8 @@ pub struct Rtc {
     seen_seconds: u64,
     seen_periods: u64,
     irq_level: bool,
+    /// Called at each alarm that interrupts.
+    alarm_hook: Option<Box<dyn Fn() + Send>>,
 }
 
 impl Rtc {
@@ -142,6 +144,7 @@ impl Rtc {
             seen_seconds: 0,
             seen_periods: 0,
             irq_level: false,
+            alarm_hook: None,
         };
         rtc.forget_periods();
         rtc
@@ -169,6 +172,12 @@ impl Rtc {
         if index > REG_D {
             self.write_register(index, value);
         }
+    }
+
+    /// Has `hook` called at each alarm that interrupts, with the clock locked: an ACPI board notes the event by
+    /// [`AcpiPm::rtc_alarm`](crate::AcpiPm::rtc_alarm).
+    pub fn set_alarm_hook(&mut self, hook: Box<dyn Fn() + Send>) {
+        self.alarm_hook = Some(hook);
     }
 
     /// Whether the guest masks the NMI, by bit 7 of the index port.
@@ -247,6 +256,9 @@ impl Rtc {
             self.c |= C::UPDATE;
             if self.seconds_to_alarm().is_some_and(|alarm| alarm <= passed) {
                 self.c |= C::ALARM;
+                if let Some(hook) = self.alarm_hook.as_ref().filter(|_| self.b.contains(B::AIE)) {
+                    hook();
+                }
             }
         }
         self.seen_seconds = seconds;
@@ -573,6 +585,7 @@ impl SaveRestore for Rtc {
             seen_seconds,
             seen_periods,
             irq_level: _, // follows from the rest
+            alarm_hook: _,
         } = self;
         RtcState {
             cmos: cmos.to_vec(),

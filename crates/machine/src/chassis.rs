@@ -264,6 +264,14 @@ impl Chassis {
         }
     }
 
+    /// Serves the host's side while no processor runs, until somebody ends that.
+    pub(crate) fn serve_without_vcpus(&mut self, watches: &[Watch]) -> Result<Outcome> {
+        let _raw = self.input.as_ref().map(Input::raw_mode).transpose()?;
+        let shared = &*self.shared;
+        event_loop::serve(&shared.control, &shared.timers, watches, self.input.as_mut())?;
+        shared.control.take().unwrap_or(Ok(Outcome::UserQuit))
+    }
+
     /// The boot processor.
     pub(crate) fn vcpu0(&mut self) -> Result<&mut dyn Vcpu> {
         Ok(&mut **self.vcpus.first_mut().ok_or(Error::Cpus(0))?)

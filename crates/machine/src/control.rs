@@ -3,12 +3,13 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use trapline_chipset::{SystemEvent, SystemEvents};
 use trapline_vcpu::Kicker;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::chassis::lock;
 use crate::{Error, Result};
 
 /// How the guest ended.
@@ -25,13 +26,15 @@ pub enum Outcome {
     /// The user ended it: Ctrl-A X, a signal, [`Remote::quit`](crate::Remote::quit), or nobody reads its
     /// output any more.
     UserQuit,
+    /// It suspended itself to RAM (ACPI S3). A [`Pc`](crate::Pc) sleeps and wakes again, and does not end so.
+    Suspended,
     /// The engine could not go on with what the guest did.
     Stuck(String),
 }
 
 impl Outcome {
     /// An exit code for a process: 0 powered off, 2 reset, 4 triple fault, 6 ended by the user, 8 stuck,
-    /// and odd values are those of the debug exit port, cut to 8 bits. (A process says 1 itself, for
+    /// 10 suspended, and odd values are those of the debug exit port, cut to 8 bits. (A process says 1 itself, for
     /// errors of the host or the user; the debug exit code 1 is the same number.)
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -39,6 +42,7 @@ impl Outcome {
             Self::Reset => 2,
             Self::Shutdown => 4,
             Self::UserQuit => 6,
+            Self::Suspended => 10,
             Self::Stuck(_) => 8,
             Self::DebugExit(code) => *code as u8,
         }
@@ -53,6 +57,7 @@ impl fmt::Display for Outcome {
             Self::Shutdown => f.write_str("triple fault: the processor is in shutdown"),
             Self::DebugExit(code) => write!(f, "the guest ended with debug exit code {code}"),
             Self::UserQuit => f.write_str("ended by the user"),
+            Self::Suspended => f.write_str("the guest suspended itself to RAM"),
             Self::Stuck(why) => write!(f, "the engine cannot go on: {why}"),
         }
     }
@@ -71,6 +76,8 @@ pub(crate) struct Control {
     user_quit: AtomicBool,
     /// The sleeping state that the guest has entered and the board does not know of yet, or [`AWAKE`].
     asleep: AtomicU8,
+    /// The machine sleeps, and no processor runs.
+    sleeping: Mutex<bool>,
     kickers: OnceLock<Vec<Kicker>>,
     wake: EventFd,
 }
@@ -83,6 +90,7 @@ impl Control {
             quit: AtomicBool::new(false),
             user_quit: AtomicBool::new(false),
             asleep: AtomicU8::new(AWAKE),
+            sleeping: Mutex::new(false),
             kickers: OnceLock::new(),
             wake: event_fd()?,
         }))
@@ -95,8 +103,11 @@ impl Control {
 
     /// Ends the run; the first call decides how.
     pub(crate) fn finish(&self, how: Result<Outcome>) {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(how);
-        self.stop.store(true, Ordering::SeqCst);
+        {
+            let mut ended = lock(&self.ended);
+            ended.get_or_insert(how);
+            self.stop.store(true, Ordering::SeqCst);
+        }
         self.kickers.get().into_iter().flatten().for_each(Kicker::kick);
         self.ring();
     }
@@ -115,13 +126,15 @@ impl Control {
 
     /// Takes how the run ended; the machine can be run again then.
     pub(crate) fn take(&self) -> Option<Result<Outcome>> {
-        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut ended = lock(&self.ended);
         self.stop.store(false, Ordering::SeqCst);
         let user_quit = self.user_quit.swap(false, Ordering::SeqCst);
-        if user_quit && matches!(ended, Some(Ok(Outcome::Reset | Outcome::Shutdown))) {
-            return Some(Ok(Outcome::UserQuit));
+        match ended.take() {
+            Some(Ok(Outcome::Reset | Outcome::Shutdown | Outcome::Suspended)) if user_quit => {
+                Some(Ok(Outcome::UserQuit))
+            }
+            ended => ended,
         }
-        ended
     }
 
     /// Takes the sleeping state that the guest wants to enter.
@@ -130,6 +143,31 @@ impl Control {
             return None;
         }
         Some(self.asleep.swap(AWAKE, Ordering::SeqCst)).filter(|slp_typ| *slp_typ != AWAKE)
+    }
+
+    /// From here on a button ends a sleep.
+    pub(crate) fn fall_asleep(&self) {
+        *lock(&self.sleeping) = true;
+    }
+
+    /// The sleep is over: a button that came late does not end the next one.
+    pub(crate) fn awake(&self) {
+        let mut sleeping = lock(&self.sleeping);
+        *sleeping = false;
+        let mut ended = lock(&self.ended);
+        if matches!(*ended, Some(Ok(Outcome::Suspended))) {
+            let user_quit = self.user_quit.load(Ordering::SeqCst);
+            *ended = user_quit.then_some(Ok(Outcome::UserQuit));
+            self.stop.store(user_quit, Ordering::SeqCst);
+        }
+    }
+
+    /// Somebody has pressed a button: ends a sleep.
+    pub(crate) fn button_pressed(&self) {
+        let sleeping = lock(&self.sleeping);
+        if *sleeping {
+            self.finish(Ok(Outcome::Suspended));
+        }
     }
 
     /// From a signal handler: only atomics and one write(2).

@@ -70,10 +70,14 @@ impl Devices {
         let a20 = Arc::new(A20Gate::new(events.clone()));
         let pm = AcpiPm::new(pm, irq(IRQ_SCI), clock.clone(), events.clone());
         let output = Box::new(core.console.clone());
+        let pm = Timed::new(pm, touched);
+        let rtc = Timed::new(Rtc::new(legacy.line(1), clock.clone(), core.today), touched);
+        let alarmed = pm.clone();
+        lock(&rtc).set_alarm_hook(Box::new(move || lock(&alarmed).rtc_alarm()));
         Self {
             pit: Timed::new(Pit::new(clock.clone(), legacy.line(0)), touched),
-            rtc: Timed::new(Rtc::new(legacy.line(1), clock.clone(), core.today), touched),
-            pm: Timed::new(pm, touched),
+            rtc,
+            pm,
             uart: shared(Uart::new("serial0", irq(IRQ_COM1), output)),
             i8042: shared(I8042::new(irq(IRQ_KEYBOARD), irq(IRQ_MOUSE), a20.clone(), events.clone())),
             port92: shared(Port92::new(a20, events.clone())),
@@ -142,8 +146,9 @@ impl Devices {
         Ok(())
     }
 
-    /// Puts every device into its power-on state. The real-time clock goes on, as its battery sees to.
-    pub(crate) fn reset(&mut self) {
+    /// Puts every device into its power-on state, or the one at the end of S3. The real-time clock goes on, as its
+    /// battery sees to.
+    pub(crate) fn reset(&mut self, from_s3: bool) {
         let Self {
             pic,
             ioapic,
@@ -164,7 +169,10 @@ impl Devices {
         } = self;
         lock(pit).reset();
         lock(rtc).reset();
-        lock(pm).reset();
+        match from_s3 {
+            true => lock(pm).reset_by_wake(),
+            false => lock(pm).reset(),
+        }
         lock(uart).reset();
         lock(i8042).reset();
         lock(port92).reset();

@@ -4,7 +4,6 @@
 use std::os::fd::{AsRawFd, RawFd};
 
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::Result;
 use crate::console::Input;
@@ -22,10 +21,11 @@ const ROOM: u32 = 3;
 /// Where the watches of the board begin.
 const WATCHES: u32 = 0x100;
 
-/// Something that the event loop does for a board when an eventfd is readable.
+/// Something that the event loop does for a board when a descriptor is readable.
 pub(crate) struct Watch {
-    pub(crate) event: EventFd,
-    /// It has to make the eventfd unreadable.
+    /// The descriptor, which `ready` keeps open.
+    pub(crate) fd: RawFd,
+    /// It has to make the descriptor unreadable.
     pub(crate) ready: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -123,7 +123,7 @@ impl MutEventSubscriber for HostSide<'_> {
             self.add(ops, timer, TIMER);
         }
         for (watch, data) in self.watches.iter().zip(WATCHES..) {
-            self.add(ops, watch.event.as_raw_fd(), data);
+            self.add(ops, watch.fd, data);
         }
         if let Some(room) = self.input.as_ref().map(|input| input.room().as_raw_fd()) {
             self.add(ops, room, ROOM);

@@ -45,10 +45,11 @@ impl Remote {
         self.control.user_quit();
     }
 
-    /// Presses the ACPI power button: a guest that listens shuts down.
+    /// Presses the ACPI power button: a guest that listens shuts down, one that sleeps wakes.
     pub fn press_power_button(&self) {
         lock(&self.pm).press_power_button();
         self.shared.timers.settle();
+        self.control.button_pressed();
     }
 
     /// A key of the PS/2 keyboard goes down (or repeats), or up. Returns false, with no effect, when the

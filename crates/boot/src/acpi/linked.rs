@@ -14,6 +14,8 @@ pub(super) const RSDP_LEN: usize = 36;
 const RSDP_V1_LEN: usize = 20;
 /// The FACS needs 64 bytes.
 const ALIGNMENT: usize = 64;
+/// Where the FACS is in a relocated set: it is the first table behind the RSDP.
+pub(super) const FACS: u64 = ALIGNMENT as u64;
 /// Where the header of a table has its checksum.
 const CHECKSUM: usize = 9;
 

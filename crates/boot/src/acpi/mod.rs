@@ -25,7 +25,7 @@ mod dsdt;
 mod linked;
 mod tables;
 
-use vm_memory::GuestMemory;
+use vm_memory::{Bytes, GuestAddress, GuestMemory};
 
 pub(crate) use linked::checksum;
 pub use linked::{FirmwareTables, LOADER_FILE, RSDP_FILE};
@@ -191,6 +191,18 @@ pub fn write<M: GuestMemory>(memory: &M, config: &AcpiConfig) -> Result<u64, Err
     }
     ram::write(memory, layout::ACPI, &tables)?;
     Ok(layout::ACPI)
+}
+
+/// Where an operating system that has suspended itself (S3) wants to go on: the real-mode address in the FACS of
+/// the tables that [`write()`] has put in place (ACPI 6.5, 5.2.10). What firmware would jump to.
+///
+/// # Errors
+/// If there is no RAM at that place.
+pub fn waking_vector<M: GuestMemory>(memory: &M) -> Result<u32, Error> {
+    const FIRMWARE_WAKING_VECTOR: u64 = 12;
+    let at = layout::ACPI + linked::FACS + FIRMWARE_WAKING_VECTOR;
+    let no_ram = Error::NoRam { start: at, end: at + 4, what: "acpi tables" };
+    memory.read_obj(GuestAddress(at)).map_err(|_| no_ram)
 }
 
 /// The tables for `address`, which must be below 4 GiB and aligned to 64 bytes. The RSDP comes first.

@@ -81,9 +81,13 @@ pub(super) fn fadt(config: &AcpiConfig, facs: u32, dsdt: u32) -> Vec<u8> {
         (CMOS_RTC_NOT_PRESENT, config.rtc.is_none()),
     ];
     fadt.iapc_boot_arch = arch.iter().filter(|flag| flag.1).fold(0, |all, flag| all | flag.0).into();
-    // Fixed hardware has the power button, but neither a sleep button nor an RTC alarm bit.
-    for flag in [Flags::Wbinvd, Flags::ProcC1, Flags::SlpButton, Flags::FixRtc, Flags::TmrValExt] {
+    // Fixed hardware has the power button, no sleep button, and an RTC alarm bit where there is a sleep that it
+    // could end.
+    for flag in [Flags::Wbinvd, Flags::ProcC1, Flags::SlpButton, Flags::TmrValExt] {
         fadt = fadt.flag(flag);
+    }
+    if config.s3_sleep_type.is_none() {
+        fadt = fadt.flag(Flags::FixRtc);
     }
     if let Some((reset, value)) = config.reset {
         fadt.reset_reg = port(reset, 1, AccessSize::ByteAccess);

@@ -233,3 +233,39 @@ fn a_saved_block_goes_on_elsewhere() {
     assert!(!b.sci());
     assert_eq!(b.inw(PM1A_EVT, ENABLE), 0);
 }
+
+const RTC: u32 = 1 << 10;
+
+#[test]
+fn buttons_and_enabled_events_end_a_sleep() {
+    let mut b = Bench::enabled();
+    assert!(!b.pm.wakes());
+    b.pm.rtc_alarm();
+    assert!(!b.pm.wakes());
+    b.outw(PM1A_EVT, ENABLE, RTC);
+    assert!(b.pm.wakes() && b.sci());
+    b.outw(PM1A_EVT, STATUS, RTC);
+    assert!(!b.pm.wakes() && !b.sci());
+    // A button does, whatever is enabled.
+    b.pm.press_sleep_button();
+    assert!(b.pm.wakes() && !b.sci());
+    b.outw(PM1A_EVT, STATUS, SLPBTN);
+    b.pm.raise_gpe(3);
+    assert!(!b.pm.wakes());
+    b.outw(GPE0, ENABLE, 1 << 3);
+    assert!(b.pm.wakes());
+}
+
+#[test]
+fn after_suspend_to_ram_only_what_woke_the_machine_is_left() {
+    let mut b = Bench::enabled();
+    b.outw(PM1A_EVT, ENABLE, RTC | PWRBTN);
+    b.outw(GPE0, ENABLE, 1);
+    b.pm.raise_gpe(0);
+    b.pm.rtc_alarm();
+    b.pm.reset_by_wake();
+    assert_eq!(b.inw(PM1A_EVT, STATUS), WAK | RTC);
+    assert_eq!(b.inw(PM1A_EVT, ENABLE), 0);
+    assert_eq!((b.inw(GPE0, STATUS), b.inw(GPE0, ENABLE)), (0, 0));
+    assert!(!b.pm.acpi_enabled() && !b.sci());
+}

@@ -1,6 +1,7 @@
 //! The MC146818, as firmware and Linux's rtc-cmos drive it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use trapline_chipset::Rtc;
@@ -429,4 +430,22 @@ fn impossible_states_are_refused() {
     let error = b.rtc.restore(postcard::from_bytes(&short).unwrap()).unwrap_err();
     assert!(error.to_string().starts_with("saved state of rtc: memory is not 128 bytes"), "{error}");
     b.rtc.restore(postcard::from_bytes(&good).unwrap()).unwrap();
+}
+
+#[test]
+fn the_alarm_hook_hears_alarms_that_interrupt() {
+    let mut b = Bench::new();
+    let heard = Arc::new(AtomicU32::new(0));
+    let counter = heard.clone();
+    b.rtc.set_alarm_hook(Box::new(move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }));
+    [1, 3, 5].into_iter().for_each(|alarm| b.set(alarm, ANY));
+    b.clock.advance(SECOND);
+    Poll::poll(&mut b.rtc, b.clock.now());
+    assert_eq!(heard.load(Ordering::Relaxed), 0);
+    b.set(B, HOURS_24 | AIE);
+    b.clock.advance(SECOND);
+    Poll::poll(&mut b.rtc, b.clock.now());
+    assert_eq!(heard.load(Ordering::Relaxed), 1);
 }

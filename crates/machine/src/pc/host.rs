@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use trapline_chipset::AcpiPm;
 use trapline_device::bus::{MmioBus, PioBus, Swap};
 use trapline_display::{FRAMEBUFFER, Vga};
 use trapline_memory::{Arena, Slot};
@@ -12,7 +13,9 @@ use crate::chassis::lock;
 use crate::control::Outcome;
 use crate::pc::address_map::AddressMap;
 use crate::pc::flash::Flash;
+use crate::pc::suspend::SLP_TYP_S3;
 use crate::run::{Board, Shared};
+use crate::timers::Timed;
 
 /// Where the guest's PCI functions and memory are, and what changes it.
 pub(crate) struct Host {
@@ -23,6 +26,9 @@ pub(crate) struct Host {
     pub(crate) layout: BusLayout,
     pub(crate) map: AddressMap,
     pub(crate) arena: Arc<Arena>,
+    pub(crate) pm: Arc<Mutex<Timed<AcpiPm>>>,
+    /// Whether the guest can suspend itself to RAM.
+    pub(crate) s3: bool,
     /// Taken first, applied first.
     pub(crate) applying: Mutex<()>,
 }
@@ -96,6 +102,10 @@ impl Board for Arc<Host> {
     }
 
     fn sleep(&self, shared: &Shared, slp_typ: u8) {
-        shared.control.finish(Ok(Outcome::Stuck(format!("sleeping state {slp_typ}"))));
+        match slp_typ {
+            SLP_TYP_S3 if self.s3 => shared.control.finish(Ok(Outcome::Suspended)),
+            // Others are not offered: they are over at once.
+            _ => lock(&self.pm).wake(),
+        }
     }
 }

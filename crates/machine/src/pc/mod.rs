@@ -41,6 +41,11 @@
 //! power-on, memory keeps its contents, and a kernel without firmware is loaded anew. [`PcConfig::reboot`] is for a
 //! run that ends instead.
 //!
+//! A guest that suspends itself to RAM (ACPI S3) sleeps without processors until the power button is pressed or the
+//! real-time clock's alarm interrupts. Then devices and processors are reset, and firmware, or the board in its
+//! place, goes on at the waking vector. With [`MachineConfig::icount`](crate::MachineConfig::icount) it is not
+//! offered.
+//!
 //! # What is not there
 //!
 //! System management mode: the power management function says, as QEMU's does without SMM, that it is set up
@@ -49,6 +54,7 @@
 
 mod access;
 mod address_map;
+mod config;
 mod devices;
 mod direct;
 mod drives;
@@ -56,30 +62,28 @@ mod flash;
 mod host;
 mod screen;
 mod state;
+mod suspend;
 mod tables;
 
-use std::fmt;
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex};
 
 use trapline_boot::RamRange;
 use trapline_chipset::{AcpiPmConfig, FwCfg};
-use trapline_device::DmaMemory;
 use trapline_device::bus::Swap;
+use trapline_device::{Clock, DmaMemory};
 use trapline_memory::{GuestRam, RamConfig};
 use trapline_pci::{BusLayout, Effects, I440Fx};
 use trapline_vcpu::VcpuState;
 
 pub use access::GuestAccess;
+pub use config::{BootDevice, Firmware, PcConfig, Start, VgaOptions};
 pub use drives::{DRIVES, DriveConfig, DriveError, DriveKind};
 pub use flash::Variables;
 pub use screen::Screen;
 pub(crate) use state::PcStates;
 
 use crate::chassis::{Chassis, Core, Wiring, lock, make_ram};
-use crate::config::{KernelConfig, MachineConfig};
 use crate::control::Outcome;
 use crate::devices::{Devices, shared};
 use crate::event_loop::Watch;
@@ -116,137 +120,6 @@ const SLP_TYP_S5: u8 = 0;
 /// Largest firmware: below it are the devices under 4 GiB.
 const MAX_FIRMWARE: u64 = 8 << 20;
 
-/// What the machine starts with.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// Firmware, which boots from a drive.
-    Firmware(Firmware),
-    /// A kernel, without firmware.
-    Kernel(KernelConfig),
-}
-
-/// Firmware that starts the machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Firmware {
-    /// The image: a ROM that ends at 4 GiB.
-    pub image: PathBuf,
-    /// Flash right below the image, in which UEFI firmware keeps its variables.
-    pub variables: Option<Variables>,
-}
-
-impl Firmware {
-    /// An image without variables.
-    pub fn new(image: impl Into<PathBuf>) -> Self {
-        Self { image: image.into(), variables: None }
-    }
-
-    /// The same with variables that are kept in a file.
-    pub fn keeping_variables(self, path: impl Into<PathBuf>) -> Self {
-        let template = match self.variables {
-            Some(Variables::Volatile(template)) => Some(template),
-            Some(Variables::File { template, .. }) => template,
-            None => None,
-        };
-        Self { variables: Some(Variables::File { path: path.into(), template }), ..self }
-    }
-}
-
-impl FromStr for Firmware {
-    type Err = std::convert::Infallible;
-
-    /// `seabios` and `ovmf` are the files of Debian's packages, the latter with a copy of its variables that is
-    /// not kept; everything else is a path.
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Ok(match name {
-            "seabios" => Self::new("/usr/share/seabios/bios-256k.bin"),
-            "ovmf" => Self {
-                variables: Some(Variables::Volatile("/usr/share/OVMF/OVMF_VARS_4M.fd".into())),
-                ..Self::new("/usr/share/OVMF/OVMF_CODE_4M.fd")
-            },
-            path => Self::new(path),
-        })
-    }
-}
-
-/// What firmware boots from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BootDevice {
-    /// The hard disks.
-    Disk,
-    /// The CD-ROMs.
-    Cdrom,
-}
-
-/// A display.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct VgaOptions {
-    /// The video BIOS. Without one the screen stays blank until a driver sets a mode.
-    pub bios: Option<PathBuf>,
-    /// Video memory in bytes: a power of two from 256 KiB to 32 MiB.
-    pub memory: u64,
-    /// The resolution that the monitor asks for, in dots.
-    pub resolution: (u16, u16),
-}
-
-impl Default for VgaOptions {
-    /// 16 MiB, 1024 by 768, and the video BIOS of Debian's package `seabios`, if that is installed.
-    fn default() -> Self {
-        let bios = Path::new("/usr/share/seabios/vgabios-stdvga.bin");
-        let bios = bios.exists().then(|| bios.to_owned());
-        Self { bios, memory: 16 << 20, resolution: (1024, 768) }
-    }
-}
-
-/// What a [`Pc`] is made from.
-pub struct PcConfig {
-    /// Memory, processors, the engine, the serial port.
-    pub machine: MachineConfig,
-    /// What the processor starts with.
-    pub start: Start,
-    /// Disks and CD-ROMs: at most [`DRIVES`].
-    pub drives: Vec<DriveConfig>,
-    /// What the firmware tries, best first.
-    pub boot: Vec<BootDevice>,
-    /// The display, if there is one.
-    pub vga: Option<VgaOptions>,
-    /// Takes what firmware writes to its debug console; dropped otherwise.
-    pub debug_console: Option<Box<dyn Write + Send>>,
-    /// Takes what the guest prints on its parallel port; dropped otherwise.
-    pub printer: Option<Box<dyn Write + Send>>,
-    /// Whether a reset by the guest starts the machine again, and does not end the run.
-    pub reboot: bool,
-}
-
-impl PcConfig {
-    /// The default machine without drives, which boots from disks before CD-ROMs.
-    pub fn new(start: Start) -> Self {
-        Self {
-            machine: MachineConfig::default(),
-            start,
-            drives: Vec::new(),
-            boot: vec![BootDevice::Disk, BootDevice::Cdrom],
-            vga: Some(VgaOptions::default()),
-            debug_console: None,
-            printer: None,
-            reboot: true,
-        }
-    }
-}
-
-impl fmt::Debug for PcConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { machine, start, drives, boot, vga, debug_console: _, printer: _, reboot } = self;
-        f.debug_struct("PcConfig")
-            .field("machine", machine)
-            .field("start", start)
-            .field("drives", drives)
-            .field("boot", boot)
-            .field("vga", vga)
-            .field("reboot", reboot)
-            .finish_non_exhaustive()
-    }
-}
-
 /// A machine of the board `pc`, ready to run.
 pub struct Pc {
     chassis: Chassis,
@@ -258,6 +131,9 @@ pub struct Pc {
     drives: Drives,
     start: Start,
     reboot: bool,
+    /// Whether the guest can suspend itself to RAM.
+    s3: bool,
+    clock: Arc<dyn Clock>,
     /// The processors after power-on.
     power_on: Vec<VcpuState>,
 }
@@ -269,8 +145,10 @@ impl Pc {
     /// When the engine cannot be used, the memory cannot be had, or something is wrong with the files.
     pub fn new(config: PcConfig) -> Result<Self> {
         let PcConfig { machine, start, drives, boot, vga, debug_console, printer, reboot } = config;
-        let (memory, cpus, testdev) = (machine.memory, machine.cpus, machine.testdev);
-        let mut ram = make_ram(&machine, &RamConfig::new(memory))?;
+        let (cpus, testdev) = (machine.cpus, machine.testdev);
+        // Asleep nobody counts instructions, which time does then.
+        let s3 = machine.icount.is_none();
+        let mut ram = make_ram(&machine, &RamConfig::new(machine.memory))?;
         let ranges: Vec<_> =
             ram.slots().iter().map(|slot| RamRange { base: slot.gpa, size: slot.size }).collect();
         let effects = Effects::new();
@@ -288,6 +166,7 @@ impl Pc {
         if let Some(tracks) = &core.tracks {
             drives.trace(tracks);
         }
+        let clock = core.clock.clone();
         let msrs = core.vm.saved_msrs()?;
         let power_on = core.vcpus.iter().map(|vcpu| VcpuState::save(&**vcpu, &msrs));
         let power_on = power_on.collect::<trapline_vcpu::Result<_>>()?;
@@ -306,7 +185,8 @@ impl Pc {
         common.set_memory_size(&ranges);
         tables::set_cmos(&common, &drives, &boot, cpus);
         let mut fw_cfg = FwCfg::with_dma(dma.clone());
-        fw_cfg.add_pc(&tables::pc_items(cpus, memory, vga.is_some(), &ranges, &drives, &boot))?;
+        let board = tables::Board { cpus, vga: vga.is_some(), s3, ram: ranges.clone() };
+        fw_cfg.add_pc(&tables::pc_items(&board, &drives, &boot))?;
 
         let parts = Parts {
             bridge,
@@ -319,7 +199,6 @@ impl Pc {
             printer,
         };
         let (devices, root) = PcDevices::new(&core, &common, parts)?;
-        let board = tables::Board { cpus, vga: devices.vga.is_some(), ram: ranges.clone() };
         tables::add_tables(&mut fw_cfg, board, devices.pm_function.clone())?;
         common.fw_cfg = Some(shared(fw_cfg));
         let mut layout = BusLayout::default();
@@ -334,12 +213,18 @@ impl Pc {
             layout,
             map,
             arena: ram.arena().clone(),
+            pm: common.pm.clone(),
+            s3,
             applying: Mutex::default(),
         });
         let (ports, mmio) = host.buses();
         let watches = drives.events()?.into_iter().map(|event| {
-            let ide = devices.ide.clone();
-            Watch { event, ready: Box::new(move || lock(&ide).complete()) }
+            let (ide, fd) = (devices.ide.clone(), event.as_raw_fd());
+            let ready = move || {
+                let _open = &event;
+                lock(&ide).complete();
+            };
+            Watch { fd, ready: Box::new(ready) }
         });
         let wiring = Wiring {
             ports: Arc::new(Swap::new(ports)),
@@ -350,8 +235,8 @@ impl Pc {
             watches: watches.collect(),
         };
         let chassis = Chassis::new(core, common, wiring)?;
-        let mut pc = Self { chassis, ram, ranges, host, devices, drives, start, reboot, power_on };
-        pc.start()?;
+        let mut pc = Self { chassis, ram, ranges, host, devices, drives, start, reboot, s3, clock, power_on };
+        pc.reset()?;
         Ok(pc)
     }
 
@@ -374,6 +259,10 @@ impl Pc {
         loop {
             match self.chassis.run()? {
                 Outcome::Reset | Outcome::Shutdown if self.reboot => self.reset()?,
+                Outcome::Suspended => match self.sleep()? {
+                    Outcome::Suspended => self.wake()?,
+                    outcome => return Ok(outcome),
+                },
                 outcome => return Ok(outcome),
             }
         }
@@ -385,31 +274,44 @@ impl Pc {
     /// # Errors
     /// When the engine refuses, or the kernel's files have gone.
     pub fn reset(&mut self) -> Result<()> {
-        lock(&self.host.root).reset();
-        self.devices.reset();
-        self.chassis.devices.reset();
-        for (vcpu, state) in self.chassis.vcpus.iter_mut().zip(&self.power_on) {
-            state.restore(&mut **vcpu)?;
-        }
+        self.power_on(false)?;
         self.start()
     }
 
-    /// After power-on or a reset: carries out what the devices' state means for memory and buses, and does
-    /// firmware's work where there is none.
-    fn start(&mut self) -> Result<()> {
-        if let Start::Kernel(kernel) = &self.start {
+    /// Puts devices, processors and the address map into their state after power-on, or after S3: what woke the
+    /// machine is still to be read then.
+    fn power_on(&mut self, from_s3: bool) -> Result<()> {
+        lock(&self.host.root).reset();
+        self.devices.reset();
+        self.chassis.devices.reset(from_s3);
+        for (vcpu, state) in self.chassis.vcpus.iter_mut().zip(&self.power_on) {
+            state.restore(&mut **vcpu)?;
+        }
+        if let Start::Kernel(_) = &self.start {
             direct::set_up_chipset(&self.host.root, &self.chassis.devices, &self.ranges)?;
-            let (cpus, vga) = (self.chassis.vcpus.len() as u32, self.devices.vga.is_some());
-            let vcpu = self.chassis.vcpu0()?;
-            let board = tables::Board { cpus, vga, ram: self.ranges.clone() };
-            direct::load(self.ram.memory(), &board, kernel, vcpu)?;
             if let Some(vga) = &self.devices.vga {
                 lock(vga).start_text();
             }
         }
+        self.settle()
+    }
+
+    /// Carries out what the devices' state means for memory, buses and engine.
+    fn settle(&self) -> Result<()> {
         let shared = &self.chassis.shared;
         self.host.apply(&shared.effects, &shared.ports, &shared.mmio, &*shared.vm)?;
         shared.routes.tell(&shared.ioapic, &*shared.vm)
+    }
+
+    /// After power-on or a reset: loads what there is instead of firmware.
+    fn start(&mut self) -> Result<()> {
+        if let Start::Kernel(kernel) = &self.start {
+            let (cpus, vga) = (self.chassis.vcpus.len() as u32, self.devices.vga.is_some());
+            let vcpu = self.chassis.vcpu0()?;
+            let board = tables::Board { cpus, vga, s3: self.s3, ram: self.ranges.clone() };
+            direct::load(self.ram.memory(), &board, kernel, vcpu)?;
+        }
+        Ok(())
     }
 
     /// Takes the state, between two runs: all but the contents of memory ([`Pc::ram`]), disks and flash.
@@ -430,8 +332,7 @@ impl Pc {
         self.devices.restore(state.take_pc().ok_or(Error::OtherDevices("pci"))?)?;
         lock(&self.host.root).refresh();
         self.chassis.restore(state)?;
-        let shared = &self.chassis.shared;
-        self.host.apply(&shared.effects, &shared.ports, &shared.mmio, &*shared.vm)
+        self.settle()
     }
 
     /// Accesses as a processor of the guest makes them, to a machine that does not run.

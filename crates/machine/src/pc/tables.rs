@@ -12,6 +12,7 @@ use trapline_pci::Piix4Pm;
 
 use super::devices::IRQ_LPT1;
 use super::drives::Drives;
+use super::suspend::SLP_TYP_S3;
 use super::{BootDevice, FW_CFG, GPE0, HPET, IDE_FUNCTION, LPT1, PM_BASE, SLP_TYP_S5, SOUTH};
 use crate::Result;
 use crate::chassis::lock;
@@ -32,12 +33,14 @@ pub(crate) struct Board {
     pub(crate) cpus: u32,
     /// There is a display.
     pub(crate) vga: bool,
+    /// The guest can suspend itself to RAM.
+    pub(crate) s3: bool,
     pub(crate) ram: Vec<RamRange>,
 }
 
 /// What the ACPI tables tell, with the power management registers at `pm_base`.
 pub(crate) fn acpi_config(board: &Board, pm_base: u16) -> AcpiConfig {
-    let Board { cpus, vga, ram } = board;
+    let Board { cpus, vga, s3, ram } = board;
     let low = (pci_memory_start(ram), PCI_MEMORY_END);
     AcpiConfig {
         apic_ids: (0..*cpus).collect(),
@@ -52,6 +55,7 @@ pub(crate) fn acpi_config(board: &Board, pm_base: u16) -> AcpiConfig {
         gpe0: Some((GPE0, 4)),
         reset: Some((RESET, RESET_VALUE)),
         s5_sleep_type: SLP_TYP_S5,
+        s3_sleep_type: s3.then_some(SLP_TYP_S3),
         i8042: true,
         rtc: Some(0x32),
         vga: *vga,
@@ -132,14 +136,8 @@ pub(crate) fn set_cmos(devices: &Devices, drives: &Drives, boot: &[BootDevice], 
 }
 
 /// What firmware learns of the machine.
-pub(crate) fn pc_items(
-    cpus: u32,
-    memory: u64,
-    vga: bool,
-    ram: &[RamRange],
-    drives: &Drives,
-    boot: &[BootDevice],
-) -> PcItems {
+pub(crate) fn pc_items(board: &Board, drives: &Drives, boot: &[BootDevice]) -> PcItems {
+    let Board { cpus, vga, s3, ram } = board;
     let of_kind = |kind: BootDevice| {
         drives.places.iter().enumerate().filter(move |(_, drive)| {
             drive.as_ref().is_some_and(|drive| drive.cdrom == (kind == BootDevice::Cdrom))
@@ -155,7 +153,8 @@ pub(crate) fn pc_items(
     PcItems {
         boot_order: boot_order.collect(),
         e820: ram.iter().map(e820).collect(),
-        graphics: vga,
-        ..PcItems::new(cpus as u16, memory) // at most MAX_CPUS
+        graphics: *vga,
+        s3: *s3,
+        ..PcItems::new(*cpus as u16, ram.iter().map(|range| range.size).sum()) // at most MAX_CPUS
     }
 }

@@ -10,4 +10,5 @@ mod kernel;
 mod keyboard;
 mod refusals;
 mod saved;
+mod suspend;
 mod uefi;
