@@ -164,8 +164,9 @@ pub trait Disk: Send + Sync {
     /// bytes are in the page cache). `Ok(false)`: it cannot, and the buffers may be partly changed.
     fn try_read_at(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<bool>;
 
-    /// [`write_at`](Disk::write_at) if that can be done without waiting. `Ok(false)`: it cannot; a
-    /// part may be written, and the caller is to write all of it again.
+    /// [`write_at`](Disk::write_at) if that can be done without waiting (the page cache takes the
+    /// bytes). `Ok(false)`: it cannot; a part may be written, and the caller is to write all of it
+    /// again. Never where [`DiskInfo::volatile_cache`] is false: a durable write waits.
     fn try_write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool>;
 
     /// Makes everything that was written durable; see *Durability*.

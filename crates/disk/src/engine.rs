@@ -74,7 +74,8 @@ pub struct EngineOptions {
     /// Whether [`Engine::submit`] serves everything itself, however long it takes: for machines whose course
     /// must not depend on how fast a disk is.
     pub blocking: bool,
-    /// Whether [`Engine::submit`] serves what the page cache holds itself.
+    /// Whether [`Engine::submit`] serves itself what concerns the page cache alone: reads of what it
+    /// holds, and small writes under the cache modes `writeback` and `unsafe`.
     pub inline: bool,
     /// Whether to use io_uring where the kernel has it.
     pub io_uring: bool,
@@ -98,8 +99,8 @@ pub trait Observer: Send + Sync {
 
 /// Runs requests on a disk off the caller's thread.
 ///
-/// [`submit`](Self::submit) either serves a request at once, when its bytes are in the page cache,
-/// and returns its completion, or takes it: then [`event`](Self::event) becomes readable when it is
+/// [`submit`](Self::submit) either serves a request at once, when the page cache has its bytes or takes
+/// them, and returns its completion, or takes it: then [`event`](Self::event) becomes readable when it is
 /// done, and [`reap`](Self::reap) hands the completion out. Transfers whose place in the host file
 /// is known go to io_uring, all else to a small pool of threads that use the blocking [`Disk`]
 /// calls; the pool also takes over where io_uring is missing, full, or answered with an error or

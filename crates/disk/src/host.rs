@@ -4,10 +4,13 @@ use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, IoSlice, IoSliceMut, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use crate::contract::{Access, DiskError, Result, len_mut, len_of};
 use crate::storage::Storage;
+use crate::sys::Cached;
 use crate::{Buffer, sys};
 
 /// How the host caches a disk.
@@ -84,6 +87,52 @@ pub struct HostFile {
     is_block: bool,
     /// Held for writing by a read-modify-write.
     blocks: RwLock<()>,
+    at_once: AtOnce,
+}
+
+/// What is known of writes to the page cache that must not wait.
+///
+/// Some file systems can say that a write would wait (`RWF_NOWAIT`). On the others, ext4 among them, nothing
+/// is left but to write: a small write of whole pages goes to the page cache and waits for no device, unless
+/// the kernel makes writers wait because too much is dirty, or a journal is full. That shows in its time,
+/// and then the next writes are refused: they are better off on another thread.
+#[derive(Default)]
+struct AtOnce {
+    /// `RWF_NOWAIT` is not to be had for writes.
+    untold: AtomicBool,
+    /// Writes yet to be refused.
+    refuse: AtomicU32,
+}
+
+/// The most bytes written on the guess that this need not wait.
+const AT_ONCE: u64 = 256 << 10;
+/// The unit of the page cache: a write of part of one may have to read the rest first.
+const PAGE: u64 = 4096;
+/// A write that took longer has waited; a copy of [`AT_ONCE`] bytes takes a tenth of a millisecond.
+const WAITED: Duration = Duration::from_millis(5);
+/// How many writes are refused then.
+const REFUSED: u32 = 64;
+
+impl AtOnce {
+    fn write(&self, file: &File, bufs: &[IoSlice<'_>], offset: u64, len: u64) -> io::Result<bool> {
+        if !self.untold.load(Ordering::Relaxed) {
+            match sys::write_cached(file, bufs, offset)? {
+                Cached::Done => return Ok(true),
+                Cached::Waits => return Ok(false),
+                Cached::Unknown => self.untold.store(true, Ordering::Relaxed),
+            }
+        }
+        let counted = self.refuse.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        if counted.is_ok() || len > AT_ONCE || !(offset | len).is_multiple_of(PAGE) {
+            return Ok(false);
+        }
+        let start = Instant::now();
+        sys::write_vectored(file, bufs, offset)?;
+        if start.elapsed() > WAITED {
+            self.refuse.store(REFUSED, Ordering::Relaxed);
+        }
+        Ok(true)
+    }
 }
 
 impl HostFile {
@@ -119,7 +168,8 @@ impl HostFile {
             false => 1,
         };
         let (file, path) = (Arc::new(file), path.to_owned());
-        Ok(Self { file, path, cache, align, logical, physical, is_block, blocks: RwLock::new(()) })
+        let (blocks, at_once) = (RwLock::default(), AtOnce::default());
+        Ok(Self { file, path, cache, align, logical, physical, is_block, blocks, at_once })
     }
 
     fn error(&self, doing: &str, e: io::Error) -> DiskError {
@@ -294,7 +344,8 @@ impl Storage for HostFile {
         if self.align > 1 || len_mut(bufs) == 0 {
             return Ok(false);
         }
-        sys::read_cached(&self.file, bufs, offset).map_err(|e| self.error("reading", e))
+        let read = sys::read_cached(&self.file, bufs, offset).map_err(|e| self.error("reading", e))?;
+        Ok(read == Cached::Done)
     }
 
     fn try_write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> Result<bool> {
@@ -302,7 +353,7 @@ impl Storage for HostFile {
         if self.align > 1 || len == 0 {
             return Ok(false);
         }
-        sys::write_cached(&self.file, bufs, offset).map_err(|e| self.error("writing", e))
+        self.at_once.write(&self.file, bufs, offset, len).map_err(|e| self.error("writing", e))
     }
 
     fn flush(&self) -> Result<()> {
@@ -388,6 +439,22 @@ mod tests {
         assert!(HostFile::open(named.path(), true, CacheMode::Writeback, true).is_ok());
         assert!(HostFile::open(named.path(), false, CacheMode::Writeback, true).is_err());
         drop(reader);
+    }
+
+    #[test]
+    fn small_writes_of_whole_pages_are_done_at_once() {
+        let (named, host) = file(CacheMode::Writeback, &[0; 3 * PAGE as usize]).unwrap();
+        let at_once = |offset, bytes: &[u8]| host.try_write_at(offset, &[IoSlice::new(bytes)]).unwrap();
+        // As on a file system that cannot tell.
+        host.at_once.untold.store(true, Ordering::Relaxed);
+        assert!(at_once(PAGE, &[1; PAGE as usize]));
+        assert!(!at_once(512, &[2; PAGE as usize]) && !at_once(0, &[2; 512]), "parts of pages");
+        assert!(!at_once(0, &vec![2; (AT_ONCE + PAGE) as usize]), "too much");
+        host.at_once.refuse.store(2, Ordering::Relaxed);
+        assert!(!at_once(0, &[2; PAGE as usize]) && !at_once(0, &[2; PAGE as usize]), "one has waited");
+        assert!(at_once(0, &[3; PAGE as usize]));
+        let expected = [[3; PAGE as usize], [1; PAGE as usize], [0; PAGE as usize]].concat();
+        assert!(std::fs::read(named.path()).unwrap() == expected);
     }
 
     #[test]

@@ -8,8 +8,8 @@
 //!   memory.
 //! - [`RawDisk`]: the file is the disk. [`Qcow2Disk`]: qcow2 versions 2 and 3, see [`qcow2`] for
 //!   what is read, written and refused.
-//! - [`Engine`]: page-cache hits are served on the caller's thread, other transfers by io_uring, the
-//!   rest by a few threads; completions are announced by an eventfd.
+//! - [`Engine`]: page-cache hits and small writes to the page cache are served on the caller's thread,
+//!   other transfers by io_uring, the rest by a few threads; completions are announced by an eventfd.
 //! - [`OpenOptions`]: formats are named, or probed for reading only; which backing files an image
 //!   may lead to is a policy; `snapshot` sends changes to a throw-away overlay.
 //!

@@ -72,29 +72,39 @@ pub fn write_vectored(file: &File, bufs: &[IoSlice<'_>], offset: u64) -> io::Res
     Ok(())
 }
 
-/// What "it would have to wait" looks like, or that the file system cannot tell.
-fn would_wait(e: &io::Error) -> bool {
-    matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EOPNOTSUPP | libc::EINTR | libc::ENOSYS))
+/// How an attempt on the page cache went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cached {
+    /// All bytes were moved.
+    Done,
+    /// It would have to wait; a part may have been moved.
+    Waits,
+    /// The file system cannot tell, and nothing was moved.
+    Unknown,
+}
+
+fn cached(moved: io::Result<usize>, total: usize) -> io::Result<Cached> {
+    match moved {
+        Ok(n) if n == total => Ok(Cached::Done),
+        Ok(_) => Ok(Cached::Waits),
+        Err(e) => match e.raw_os_error() {
+            Some(libc::EAGAIN | libc::EINTR) => Ok(Cached::Waits),
+            Some(libc::EOPNOTSUPP | libc::ENOSYS) => Ok(Cached::Unknown),
+            _ => Err(e),
+        },
+    }
 }
 
 /// Reads everything if it is in the page cache; what was read is not told.
-pub fn read_cached(file: &File, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<bool> {
-    let total: usize = bufs.iter().map(|b| b.len()).sum();
-    match preadv(file, bufs, offset, libc::RWF_NOWAIT) {
-        Ok(n) => Ok(n == total),
-        Err(e) if would_wait(&e) => Ok(false),
-        Err(e) => Err(e),
-    }
+pub fn read_cached(file: &File, bufs: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<Cached> {
+    let total = bufs.iter().map(|b| b.len()).sum();
+    cached(preadv(file, bufs, offset, libc::RWF_NOWAIT), total)
 }
 
 /// Writes everything to the page cache if that needs no waiting.
-pub fn write_cached(file: &File, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<bool> {
-    let total: usize = bufs.iter().map(|b| b.len()).sum();
-    match pwritev(file, bufs, offset, libc::RWF_NOWAIT) {
-        Ok(n) => Ok(n == total),
-        Err(e) if would_wait(&e) => Ok(false),
-        Err(e) => Err(e),
-    }
+pub fn write_cached(file: &File, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<Cached> {
+    let total = bufs.iter().map(|b| b.len()).sum();
+    cached(pwritev(file, bufs, offset, libc::RWF_NOWAIT), total)
 }
 
 /// `fallocate` with `mode`: false where the file system or device has no such thing.

@@ -89,9 +89,28 @@ fn what_the_page_cache_holds_is_served_at_once() {
     let done = engine.submit(Request { id: 1, op }).expect("just written, so cached");
     let Op::Read { buffer, .. } = done.request.op else { panic!() };
     assert_eq!(&buffer[..], &[5; 8192]);
-    let op = Op::Write { offset: 4096, buffer: Buffer::new(4096), fua: false };
-    let at_once = engine.submit(Request { id: 1, op }).is_some();
-    eprintln!("a cached write is served at once on this file system: {at_once}");
+}
+
+#[test]
+fn only_writes_to_the_page_cache_are_served_at_once() {
+    use CacheMode::*;
+    for cache in [None, Writeback, Writethrough, Directsync, Unsafe] {
+        let Some((file, disk)) = disk(cache) else { continue };
+        disk.write(0, &[5; 8192]).unwrap();
+        let engine = Engine::new(disk, EngineOptions::default()).unwrap();
+        for (fua, fill) in [(false, 6), (true, 7)] {
+            let mut buffer = Buffer::new(4096);
+            buffer.fill(fill);
+            let done = engine.submit(Request { id: 1, op: Op::Write { offset: 4096, buffer, fua } });
+            let expected = matches!(cache, Writeback | Unsafe) && !fua;
+            assert_eq!(done.is_some(), expected, "{cache:?}, forced unit access: {fua}");
+            for completion in finish(&engine, done.into_iter().collect(), 1) {
+                completion.result.unwrap();
+            }
+            let content = std::fs::read(file.path()).unwrap();
+            assert_eq!((content[4095], &content[4096..8192]), (5, &[fill; 4096][..]), "{cache:?}");
+        }
+    }
 }
 
 #[test]
