@@ -153,11 +153,8 @@ impl Channel {
         let mut rest = data;
         while !rest.is_empty() {
             let Some(drive) = self.selected().filter(|drive| drive.pio(true)) else { break };
-            let from = drive.stage.rest();
-            let n = from.len().min(rest.len());
-            let (to, next) = rest.split_at_mut(n);
-            to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-            rest = next;
+            let n = copy(rest, drive.stage.rest());
+            rest = rest.get_mut(n..).unwrap_or_default();
             drive.moved(n);
         }
         rest.fill(0);
@@ -169,11 +166,8 @@ impl Channel {
         let mut rest = data;
         while !rest.is_empty() {
             let Some(drive) = self.selected().filter(|drive| drive.pio(false)) else { break };
-            let to = drive.stage.rest();
-            let n = to.len().min(rest.len());
-            let (from, next) = rest.split_at(n);
-            to.iter_mut().zip(from).for_each(|(to, from)| *to = *from);
-            rest = next;
+            let n = copy(drive.stage.rest(), rest);
+            rest = rest.get(n..).unwrap_or_default();
             drive.moved(n);
         }
         self.pump(memory);
@@ -251,6 +245,15 @@ impl Channel {
             Moved::Fault => false,
         }
     }
+}
+
+/// Copies what fits: how many bytes that is.
+fn copy(to: &mut [u8], from: &[u8]) -> usize {
+    let n = to.len().min(from.len());
+    if let (Some(to), Some(from)) = (to.get_mut(..n), from.get(..n)) {
+        to.copy_from_slice(from);
+    }
+    n
 }
 
 impl Drive {

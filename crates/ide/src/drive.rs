@@ -285,10 +285,10 @@ impl Drive {
     }
 
     fn block_done(&mut self) {
-        let Phase::Data { to_host, dma } = self.phase else { return };
-        let more = to_host && self.stage.pos < self.stage.len();
+        let Phase::Data { dma, .. } = self.phase else { return };
+        let more = self.stage.pos < self.stage.len();
         match std::mem::replace(&mut self.job, Job::None) {
-            Job::Sectors(job) if more => self.present_sectors(job),
+            Job::Sectors(job) if more => self.present_sectors(job, true),
             Job::Sectors(job) => self.sectors_moved(job),
             Job::TrimRanges => self.trim(0),
             Job::Cd(job) => self.cd_block_done(job, more),

@@ -37,7 +37,13 @@
 //!   as on hardware.
 //! - A command on sectors that are not on the disk fails with IDNF before any is transferred. The
 //!   LBA registers move on at the end of a command, not with each block.
-//! - What a disk fails to write is reported with ABRT; UNC is for reads.
+//! - The blocks of a PIO write are gathered, up to 256 KiB, and written at once. So DRQ and the interrupt of
+//!   a block say only that the drive has it, as with any drive that has a buffer. The interrupt at the end of
+//!   the command comes when the disk has taken all of it, durably if the command or a switched-off write
+//!   cache asks for that. A reset in the middle drops what was gathered and not yet written: each sector of
+//!   the command is then old or new.
+//! - What a disk fails to write is reported with ABRT, at the first of the sectors that were written at once
+//!   (1 MiB at most by DMA); UNC is for reads.
 //! - Raw sectors of READ CD have zeroes for error detection and correction codes; no audio tracks,
 //!   no sub-channels, one session; no MODE SELECT, no writing.
 //! - NCQ, security, host protected area (SET MAX), device configuration overlay, APM and acoustic

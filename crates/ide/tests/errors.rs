@@ -95,14 +95,31 @@ fn dma_reads_and_verify_name_the_bad_sector() {
 #[test]
 fn failed_writes_and_flushes_are_aborted() {
     let pc = scratched();
-    pc.lba28(0x30, 999, 2);
-    pc.outsw(&sector(1));
-    assert_eq!(pc.status(), 0x58);
-    pc.outsw(&sector(2));
+    pc.lba48(0x34, 999 - 512, 514);
+    for lba in 999 - 512..1001 {
+        assert_eq!(pc.status(), 0x58);
+        pc.outsw(&sector(lba));
+    }
+    assert!(pc.irq());
     assert_eq!((pc.status(), pc.get(1)), (0x51, 0x04));
-    assert_eq!((pc.get(3), pc.get(4)), (0xe8, 0x03), "the sector that was not written");
+    assert_eq!((pc.get(3), pc.get(4)), (0xe7, 0x03), "the first of the sectors that were written at once");
     pc.set(7, 0xe7);
     assert_eq!((pc.status(), pc.get(1)), (0x51, 0x04));
+}
+
+#[test]
+fn what_must_be_durable_ends_with_the_flush() {
+    let pc = scratched(); // flushes fail
+    let write = |command| {
+        pc.lba48(command, 5, 2);
+        pc.outsw(&sectors(7, 2));
+        (pc.status(), pc.get(1))
+    };
+    assert_eq!(write(0x34).0, 0x50);
+    assert_eq!(write(0xce), (0x51, 0x04), "WRITE MULTIPLE FUA EXT");
+    pc.set(1, 0x82);
+    pc.set(7, 0xef); // without a write cache
+    assert_eq!(write(0x34), (0x51, 0x04));
 }
 
 #[test]

@@ -150,6 +150,29 @@ fn a_read_goes_on_after_a_restore() {
 }
 
 #[test]
+fn a_write_goes_on_after_a_restore() {
+    let (first, second) = (numbered(64), numbered(64));
+    let one = Pc::new(Some(disk_drive(first.clone())), None);
+    one.lba28(0x30, 5, 3);
+    let data = sectors(1005, 3);
+    let (begun, rest) = data.split_at(700);
+    one.outsw(begun);
+    let two = Pc::new(Some(disk_drive(second.clone())), None);
+    let state = one.ide.lock().unwrap().save();
+    two.ide.lock().unwrap().restore(state).unwrap();
+    assert!(two.irq(), "the second sector's interrupt is pending");
+    two.outsw(rest);
+    assert_eq!(two.status(), 0x50);
+    let content = |disk: &dyn Disk| {
+        let mut content = vec![0; 5 * 512];
+        disk.read(4 * 512, &mut content).unwrap();
+        content
+    };
+    assert_eq!(content(first.as_ref()), sectors(4, 5), "nothing is written before all is there");
+    assert_eq!(content(second.as_ref()), [sectors(4, 1), data, sectors(8, 1)].concat());
+}
+
+#[test]
 fn a_state_of_another_disk_is_refused() {
     let state = Pc::with_disk().ide.lock().unwrap().save();
     let other = Pc::new(Some(disk_drive(numbered(8))), None);

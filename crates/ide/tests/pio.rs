@@ -143,6 +143,48 @@ fn written_sectors_are_read_back_in_blocks() {
 }
 
 #[test]
+fn the_blocks_of_a_write_are_gathered() {
+    let disk = numbered(2048);
+    let engine = slow_engine(disk.clone());
+    let pc = Pc::new(Some(Drive::disk(Io::Engine(engine.clone()), DriveIdentity::new("E"))), None);
+    pc.lba48(0x39, 100, 520); // multiple mode is 16
+    for block in 0..33 {
+        assert_eq!(pc.irq(), block != 0, "none before the first block");
+        assert_eq!(pc.status(), 0x58);
+        let lba = 1100 + block * 16;
+        pc.outsw(&sectors(lba, if block == 32 { 8 } else { 16 }));
+        if block >= 31 {
+            assert!(!pc.irq());
+            assert_eq!(pc.status(), 0x80, "256 KiB, and what is left, go to the disk at once");
+            engine.wait_idle();
+            pc.ide.lock().unwrap().complete();
+        }
+    }
+    assert!(pc.irq());
+    assert_eq!(pc.status(), 0x50);
+    let mut raw = vec![0; 522 * 512];
+    (disk.as_ref() as &dyn Disk).read(99 * 512, &mut raw).unwrap();
+    assert!(raw == [sector(99), sectors(1100, 520), sector(620)].concat());
+}
+
+#[test]
+fn a_reset_drops_what_was_gathered() {
+    let disk = numbered(1024);
+    let pc = Pc::new(Some(disk_drive(disk.clone())), None);
+    pc.lba48(0x34, 100, 600);
+    pc.outsw(&sectors(1100, 513)); // 512 are written at once
+    pc.control(4);
+    pc.control(0);
+    assert_eq!(pc.status(), 0x50);
+    pc.lba28(0x30, 99, 1); // nothing of the old command is written with the new one
+    pc.outsw(&sector(1099));
+    assert_eq!(pc.status(), 0x50);
+    let mut raw = vec![0; 515 * 512];
+    (disk.as_ref() as &dyn Disk).read(98 * 512, &mut raw).unwrap();
+    assert!(raw == [sector(98), sectors(1099, 513), sector(612)].concat());
+}
+
+#[test]
 fn a_soft_reset_reverts_multiple_mode_unless_told_not_to() {
     let pc = Pc::with_disk();
     let blocks = |pc: &Pc| {

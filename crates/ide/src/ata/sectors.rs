@@ -6,8 +6,10 @@ use trapline_disk::Op;
 use crate::drive::{Drive, Job, SECTOR, STAGE_MAX};
 use crate::regs::Error;
 
-/// Sectors of one operation by PIO, and by DMA.
-const PIO_STAGE: u32 = 128;
+/// Sectors of one operation: reads and writes by PIO, and whatever goes by DMA. More at once is cheaper, and
+/// the guest waits longer for the first block of a read.
+const PIO_READ_STAGE: u32 = 128;
+const PIO_WRITE_STAGE: u32 = 512;
 const DMA_STAGE: u32 = (STAGE_MAX / SECTOR) as u32;
 
 /// How a command addresses sectors.
@@ -47,8 +49,9 @@ pub(crate) struct Sectors {
 fn full_step(kind: Kind, dma: bool, block: u32) -> u32 {
     match (dma, kind) {
         (true, _) | (_, Kind::Verify) => DMA_STAGE,
-        (false, Kind::Read) => PIO_STAGE.max(block),
-        (false, Kind::Write { .. }) => block,
+        // Whole blocks: their number is a power of two up to 16.
+        (false, Kind::Read) => PIO_READ_STAGE.max(block),
+        (false, Kind::Write { .. }) => PIO_WRITE_STAGE.max(block),
     }
 }
 
@@ -121,20 +124,18 @@ impl Drive {
         let buffer = self.stage.take(len);
         if matches!(job.kind, Kind::Write { .. }) {
             self.stage.put(buffer);
-            let dma = job.dma;
-            self.job = Job::Sectors(job);
-            self.present(false, dma, len, interrupt);
+            self.present_sectors(job, interrupt);
         } else {
             let offset = job.lba * SECTOR as u64;
             self.submit(Op::Read { offset, buffer }, Job::Sectors(job));
         }
     }
 
-    /// The next block of what was read is the host's.
-    pub(crate) fn present_sectors(&mut self, job: Sectors) {
-        let (dma, block) = (job.dma, job.block as usize * SECTOR);
+    /// The next block is the host's, to take or to fill.
+    pub(crate) fn present_sectors(&mut self, job: Sectors, interrupt: bool) {
+        let (to_host, dma, block) = (job.kind == Kind::Read, job.dma, job.block as usize * SECTOR);
         self.job = Job::Sectors(job);
-        self.present(true, dma, block, true);
+        self.present(to_host, dma, block, interrupt);
     }
 
     /// The host has moved all that was staged.
@@ -167,7 +168,7 @@ impl Drive {
         job.left -= n;
         job.step = full_step(job.kind, job.dma, job.block);
         match job.kind {
-            Kind::Read => self.present_sectors(job),
+            Kind::Read => self.present_sectors(job, true),
             _ if job.left > 0 => self.next_sectors(job, true),
             _ => self.end_sectors(&job),
         }
