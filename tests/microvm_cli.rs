@@ -1,5 +1,7 @@
 //! The command line of the example `microvm`: what it refuses, and how it ends.
 
+mod common;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -8,19 +10,7 @@ use std::sync::OnceLock;
 /// The example, built.
 fn microvm() -> Command {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let path = BUILT.get_or_init(|| {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--example", "microvm"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-        // This test is target/PROFILE/deps/microvm_cli-HASH.
-        let test = std::env::current_exe().unwrap();
-        let profile = test.ancestors().nth(2).unwrap().to_owned();
-        if profile.ends_with("release") {
-            cargo.arg("--release");
-        }
-        assert!(cargo.status().unwrap().success());
-        profile.join("examples/microvm")
-    });
-    Command::new(path)
+    Command::new(BUILT.get_or_init(|| common::build_example("microvm")))
 }
 
 fn run(args: &[&str]) -> Output {
