@@ -65,6 +65,9 @@ impl SoftVcpu {
             lapic.tick(time);
         }
         let mut free = open;
+        if self.nmi_in_progress() {
+            inbox.nmi = inbox.nmi.min(1);
+        }
         if inbox.nmi > 0 && self.nmi_open() {
             inbox.nmi -= 1;
             self.injection = Some(Injection { info: InterruptionInfo::nmi(), error: 0, len: 0 });
@@ -95,6 +98,13 @@ impl SoftVcpu {
         let pending = inbox.lapic.as_ref().is_some_and(|lapic| lapic.pending().is_some());
         let interrupt_window = board_waits || pending || self.wanted.extint.is_some();
         Due::Enter { interrupt_window, nmi_window }
+    }
+
+    /// Whether the guest handles an NMI, or is about to: the processor remembers one more, not two
+    /// (SDM Vol. 3A §6.7.1).
+    fn nmi_in_progress(&self) -> bool {
+        let injected = self.injection.is_some_and(|i| i.info.kind() == Some(InterruptionType::Nmi));
+        injected || self.blocking() & shadow::NMI != 0
     }
 
     fn nmi_open(&self) -> bool {

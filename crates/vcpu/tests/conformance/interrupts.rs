@@ -358,6 +358,34 @@ fn nmi_ignores_the_interrupt_flag() {
     });
 }
 
+/// A processor that handles an NMI remembers one more, however many come (SDM Vol. 3A §6.7.1).
+#[test]
+fn one_nmi_waits_behind_the_one_that_is_handled() {
+    on_native_engines("it remembers two", |engine| {
+        let mut machine = Machine::new(engine, Mode::Long, |a| {
+            let (mut wait, mut leave) = (a.create_label(), a.create_label());
+            write_apic(a, SVR, 0x1ff)?;
+            a.xor(ebx, ebx)?;
+            write_apic(a, ICR, 0x4400)?;
+            a.set_label(&mut wait)?;
+            a.cmp(ebx, 2)?;
+            a.jb(wait)?;
+            a.settle()?;
+            a.done()?;
+            a.handler(2)?;
+            a.inc(ebx)?;
+            a.cmp(ebx, 1)?;
+            a.jne(leave)?;
+            for _ in 0..3 {
+                write_apic(a, ICR, 0x4400)?;
+            }
+            a.set_label(&mut leave)?;
+            a.iretq()
+        });
+        assert_eq!(machine.finish().rbx, 2, "{engine}");
+    });
+}
+
 /// INIT and SIPI start the second processor in real mode, at the page that the vector names.
 #[test]
 fn second_processor_starts_by_init_and_sipi() {
