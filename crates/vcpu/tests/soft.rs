@@ -107,6 +107,24 @@ fn exits_are_counted_by_reason() {
     assert_eq!(m.vcpu.stats().total(), 2, "what the board saw");
 }
 
+/// Who spins with PAUSE gives its core away now and then: the processor that it waits for may need it.
+#[test]
+fn long_loops_of_pause_exit() {
+    let mut m = machine(false, |a| {
+        let mut again = a.create_label();
+        a.mov(ecx, 200_000)?;
+        a.set_label(&mut again)?;
+        a.pause()?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.hlt()
+    });
+    assert_eq!(m.step(), Exit::Halt);
+    let exits = m.count("PAUSE");
+    assert!((1..100_000).contains(&exits), "{exits}");
+    assert_eq!(m.vcpu.regs().unwrap().rcx, 0);
+}
+
 /// The task switch is a VM exit that the engine answers by letting it happen.
 #[test]
 fn a_far_jump_to_a_tss_switches_the_task() {

@@ -81,6 +81,12 @@ impl SoftVcpu {
                 self.skip_instruction();
                 None
             }
+            Some(R::Pause) => {
+                // It spins for what another processor does, which may wait for this one's core.
+                std::thread::yield_now();
+                self.skip_instruction();
+                None
+            }
             Some(R::TaskSwitch) => {
                 self.task_switch();
                 None

@@ -82,6 +82,11 @@ impl Drop for Pages {
     }
 }
 
+/// PAUSEs at most so far apart belong to one loop, in ticks of the TSC, which are nanoseconds.
+const PLE_GAP: u64 = 2_000;
+/// How long the kernel of a guest spins before another thread gets the core, in the same unit.
+const PLE_WINDOW: u64 = 20_000;
+
 /// A processor in VMX root operation with a current VMCS, all of whose controls and host state are set.
 pub(super) struct Root {
     /// The processor. Dropped before the pages are given back.
@@ -127,13 +132,17 @@ impl Root {
             | PinControls::NMI_EXITING
             | PinControls::VIRTUAL_NMIS
             | PinControls::PREEMPTION_TIMER;
-        let secondary = SecondaryControls::ENABLE_EPT
+        let mut secondary = SecondaryControls::ENABLE_EPT
             | SecondaryControls::ENABLE_VPID
             | SecondaryControls::UNRESTRICTED_GUEST
             | SecondaryControls::ENABLE_RDTSCP
             | SecondaryControls::ENABLE_INVPCID
             | SecondaryControls::ENABLE_XSAVES
             | SecondaryControls::TSC_SCALING;
+        if machine.config.icount.is_none() {
+            // With it there is one processor, which waits for nobody.
+            secondary |= SecondaryControls::PAUSE_LOOP_EXITING;
+        }
         let exit = ExitControls::HOST_ADDRESS_SPACE_SIZE
             | ExitControls::SAVE_DEBUG_CONTROLS
             | ExitControls::SAVE_PAT
@@ -152,6 +161,8 @@ impl Root {
             (Field::MsrBitmap, self._pages.msr_bitmap),
             (Field::VmcsLinkPointer, u64::MAX),
             (Field::TscMultiplier, 1 << 48),
+            (Field::PleGap, PLE_GAP),
+            (Field::PleWindow, PLE_WINDOW),
             (Field::Cr0GuestHostMask, cr0_mask),
             (Field::Cr4GuestHostMask, cr4_mask),
         ] {
