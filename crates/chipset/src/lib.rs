@@ -35,14 +35,12 @@
 //! use trapline_device::{AccessSize, IrqLine, PortIo, test::Recorder};
 //!
 //! const IER: u16 = 1; // interrupt enable register
-//! const MCR: u16 = 4; // modem control register
 //!
 //! let pic = Arc::new(Recorder::default());
 //! let mut uart = Uart::new("serial0", IrqLine::new(pic.clone(), 4), Box::new(std::io::sink()));
 //!
-//! // The guest enables the received-data interrupt, and OUT2, which gates the interrupt on a PC.
+//! // The guest enables the received-data interrupt.
 //! uart.write(0, IER, AccessSize::Byte, 0x01);
-//! uart.write(0, MCR, AccessSize::Byte, 0x08);
 //!
 //! // Somebody types on the host.
 //! assert_eq!(uart.receive(b"a"), 1);

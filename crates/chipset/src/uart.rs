@@ -18,8 +18,8 @@
 //! times pass at once, so that a received byte below the FIFO's trigger level raises the character
 //! time-out interrupt immediately.
 //!
-//! As on a PC, MCR.OUT2 gates the interrupt; the register bit does so in loop-back mode too, so that a
-//! driver can test its interrupt handler there.
+//! MCR.OUT2 is a modem line and no more: on a PC's card it also gates the interrupt, but under QEMU it does
+//! not, and small systems that were written there (xv6 among them) never set it.
 //!
 //! Left out: parity and framing errors (but for the framing error that is part of a break), word
 //! lengths (all 8 bits always travel), baud rates, DMA signalling.
@@ -385,7 +385,7 @@ impl Uart {
     }
 
     fn update_irq(&mut self) {
-        let level = self.mcr.contains(Mcr::OUT2) && self.interrupt() != iir::NONE;
+        let level = self.interrupt() != iir::NONE;
         if level != self.irq_level {
             self.irq_level = level;
             self.irq.set(level);

@@ -178,6 +178,8 @@ const ALWAYS: &[F] = &[
     F::SMM,
     F::WBNOINVD,
     F::VMX,
+    F::INVEPT,
+    F::INVVPID,
 ];
 
 /// A set of instruction-set features.

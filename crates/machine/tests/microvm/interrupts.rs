@@ -94,7 +94,6 @@ fn a_level_interrupt_comes_again_until_its_cause_is_gone() {
             a.mov(dword_ptr(LAPIC_SVR), 0x1ff)?;
             ioapic(a, 0x10 + 4 * 2 + 1, 0)?;
             ioapic(a, 0x10 + 4 * 2, 1 << 15 | 0x44)?; // fixed, level
-            out(a, COM1 + 4, 0x08)?; // OUT2
             out(a, COM1 + 1, 0x02)?; // interrupt when the holding register is empty
             a.set_label(&mut idle)?;
             a.mov(esp, 0x38_0000)?;

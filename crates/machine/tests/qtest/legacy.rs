@@ -117,7 +117,6 @@ pub mod pic {
                 .zip([0, 1, 1, 1])
                 .for_each(|(v, a)| machine.outb(port + a, v));
         }
-        machine.outb(0x3fc, 0x08); // OUT2 lets the serial port interrupt
         machine.outb(0x64, 0x60);
         machine.outb(0x60, 0x03); // both devices of the keyboard controller interrupt
     }
@@ -225,21 +224,19 @@ pub mod uart {
     pub fn scripts() -> impl Strategy<Value = Vec<Step>> {
         let read = (0x3f8..0x400_u16).prop_map(Step::In);
         let write = (0x3f8..0x400_u16, any::<u8>()).prop_map(|(port, value)| {
-            // In QEMU's, loop-back changes no modem line, so no interrupt for that, and has no break. The PC's gate
-            // for the interrupt, OUT2, is open: QEMU has none.
+            // In QEMU's, loop-back changes no modem line, so no interrupt for that, and has no break.
             // The FIFO's trigger level is one: below others QEMU's waits for the time-out.
             match port {
                 0x3f9 => Step::Out(port, value & !0x08),
                 0x3fa => Step::Fifo(value & 0x3f, value >> 3 & !0x08),
                 0x3fb => Step::Out(port, value & !0x40),
-                0x3fc => Step::Out(port, value | 0x08),
                 _ => Step::Out(port, value),
             }
         });
         script(prop_oneof![read, write], 120)
     }
 
-    /// OUT2 on, and a divisor.
+    /// A divisor, and the modem lines that QEMU starts with.
     pub fn prepare(machine: &mut dyn Machine) {
         for (port, value) in [(0x3fb, 0x83), (0x3f8, 12), (0x3f9, 0), (0x3fb, 0x03), (0x3fc, 0x08)] {
             machine.outb(port, value);

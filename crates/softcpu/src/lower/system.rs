@@ -8,7 +8,8 @@ use super::{Lowering, Next, reg, segment, width};
 use crate::cpu::seg;
 use crate::op::{Handler, Op};
 use crate::ops::flow::nop;
-use crate::ops::system::{REGISTER, SIZE_SHIFT, calls, control, io, misc, segments, tables, xcr};
+use crate::ops::system::{REGISTER, SIZE_SHIFT, calls, control, io, misc, segments, tables, vmx, xcr};
+use crate::vmx::reason;
 
 pub(crate) fn lower(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
     use Mnemonic as M;
@@ -56,7 +57,10 @@ fn plain(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         M::Wbinvd | M::Wbnoinvd => (misc::wbinvd, 0, false),
         M::Clac => (misc::access_flag, 0, false),
         M::Stac => (misc::access_flag, 1, false),
-        M::Vmcall => (misc::vmcall, 0, true),
+        M::Vmcall => (vmx::vmcall, 0, true),
+        M::Vmlaunch => (vmx::instruction, reason::VMLAUNCH, true),
+        M::Vmresume => (vmx::instruction, reason::VMRESUME, true),
+        M::Vmxoff => (vmx::instruction, reason::VMXOFF, true),
         // No-operations where the feature is absent.
         M::Rdsspd | M::Rdsspq | M::Cldemote | M::Prefetchit0 | M::Prefetchit1 => (nop, 0, false),
         _ => return None,
@@ -109,6 +113,14 @@ fn with_operand(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         M::Rdseed => (misc::rdrand, 1, width(i, 0), 0, false),
         M::Rdpid => (misc::rdpid, 0, 8, 0, false),
         M::Bound => (misc::bound, 0, i.op0_register().size(), 1, false),
+        M::Vmclear => (vmx::instruction, reason::VMCLEAR, 8, 0, true),
+        M::Vmptrld => (vmx::instruction, reason::VMPTRLD, 8, 0, true),
+        M::Vmptrst => (vmx::instruction, reason::VMPTRST, 8, 0, true),
+        M::Vmxon => (vmx::instruction, reason::VMXON, 8, 0, true),
+        M::Vmread => (vmx::instruction, reason::VMREAD, i.op1_register().size(), 0, true),
+        M::Vmwrite => (vmx::instruction, reason::VMWRITE, i.op0_register().size(), 1, true),
+        M::Invept => (vmx::instruction, reason::INVEPT, i.op0_register().size(), 1, true),
+        M::Invvpid => (vmx::instruction, reason::INVVPID, i.op0_register().size(), 1, true),
         _ => return None,
     };
     let mut op = l.op(run);
@@ -265,13 +277,13 @@ fn port_string(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Code, CpuidFeature, Decoder, Instruction};
+    use iced_x86::{Code, Decoder, Instruction};
 
     use crate::cpuid::Model;
     use crate::lower::{Lowering, lower_one};
 
     /// What is advertised works: of any bytes, an instruction that the model supports has operations. (But
-    /// for those that are there to be undefined, RSM outside SMM, and the VMX instructions.)
+    /// for those that are there to be undefined, RSM outside SMM, and VMFUNC without functions.)
     #[test]
     fn every_advertised_instruction_is_lowered() {
         let model = Model::max();
@@ -320,7 +332,7 @@ mod tests {
 
     fn undefined(i: &Instruction) -> bool {
         use Code as C;
-        let undefined = matches!(
+        matches!(
             i.code(),
             C::Ud2
                 | C::Ud0
@@ -331,7 +343,7 @@ mod tests {
                 | C::Ud1_r32_rm32
                 | C::Ud1_r64_rm64
                 | C::Rsm
-        );
-        undefined || i.cpuid_features().contains(&CpuidFeature::VMX)
+                | C::Vmfunc
+        )
     }
 }

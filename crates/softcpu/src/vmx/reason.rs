@@ -21,5 +21,7 @@ reasons! {
     PREEMPTION_TIMER = PreemptionTimer, WBINVD = Wbinvd, XSETBV = Xsetbv, RDRAND = Rdrand,
     INIT = Init, SIPI = Sipi, TPR_BELOW_THRESHOLD = TprBelowThreshold, APIC_ACCESS = ApicAccess,
     PML_FULL = PmlFull,
+    VMCLEAR = Vmclear, VMLAUNCH = Vmlaunch, VMPTRLD = Vmptrld, VMPTRST = Vmptrst, VMREAD = Vmread,
+    VMRESUME = Vmresume, VMWRITE = Vmwrite, VMXOFF = Vmxoff, VMXON = Vmxon, INVEPT = Invept, INVVPID = Invvpid,
     INVPCID = Invpcid, RDSEED = Rdseed, XSAVES = Xsaves, XRSTORS = Xrstors,
 }

@@ -3,7 +3,7 @@
 use iced_x86::code_asm::*;
 use trapline_softcpu::cpu::{cr0, reg};
 use trapline_vmx::controls::{ExitControls, PrimaryControls as P, SecondaryControls as S};
-use trapline_vmx::exit::{CrAccess, CrAccessKind, IoAccess, MovDr};
+use trapline_vmx::exit::{AddressSize, CrAccess, CrAccessKind, InstructionInfo, IoAccess, MovDr};
 use trapline_vmx::{BasicReason as R, Field as F};
 
 use crate::harness::*;
@@ -312,6 +312,89 @@ fn mov_dr_invlpg_rdtsc_and_others() {
         m.skip();
     }
     m.finish();
+}
+
+#[test]
+fn vmx_instructions_exit_with_their_operands() {
+    let mut m = long();
+    m.code(|a| {
+        a.vmclear(qword_ptr(rbx + rcx * 4 + 0x10)).unwrap();
+        a.vmptrld(qword_ptr(DATA)).unwrap();
+        a.vmptrst(qword_ptr(rsp).fs()).unwrap();
+        a.vmxon(qword_ptr(r12 - 8)).unwrap();
+        a.vmread(rdx, rsi).unwrap();
+        a.vmread(qword_ptr(rdi + 1), r9).unwrap();
+        a.vmwrite(r10, rbp).unwrap();
+        a.vmwrite(r11, qword_ptr(rax + 2)).unwrap();
+        a.invept(r8, xmmword_ptr(rdi + 3)).unwrap();
+        a.invvpid(rcx, xmmword_ptr(rdi + 4)).unwrap();
+        a.vmlaunch().unwrap();
+        a.vmresume().unwrap();
+        a.vmxoff().unwrap();
+        a.vmcall().unwrap();
+    });
+    let memory = |segment, base: Option<u8>, index: Option<(u8, u8)>| {
+        InstructionInfo::new()
+            .with_address_size_number(AddressSize::A64 as u8)
+            .with_segment_number(segment)
+            .with_base_register(base.unwrap_or(0))
+            .with_base_invalid(base.is_none())
+            .with_index_register(index.map_or(0, |(index, _)| index))
+            .with_scaling(index.map_or(0, |(_, scaling)| scaling))
+            .with_index_invalid(index.is_none())
+    };
+    let register = |r| InstructionInfo::new().with_register_operand(true).with_reg1(r);
+    const DS: u8 = 3;
+    const FS: u8 = 4;
+    for (reason, qualification, info) in [
+        (R::Vmclear, 0x10, memory(DS, Some(reg::RBX), Some((reg::RCX, 2)))),
+        (R::Vmptrld, DATA, memory(DS, None, None)),
+        (R::Vmptrst, 0, memory(FS, Some(reg::RSP), None)),
+        (R::Vmxon, -8_i64 as u64, memory(DS, Some(12), None)),
+        (R::Vmread, 0, register(reg::RDX).with_reg2(reg::RSI)),
+        (R::Vmread, 1, memory(DS, Some(reg::RDI), None).with_reg2(9)),
+        (R::Vmwrite, 0, register(reg::RBP).with_reg2(10)),
+        (R::Vmwrite, 2, memory(DS, Some(reg::RAX), None).with_reg2(11)),
+        (R::Invept, 3, memory(DS, Some(reg::RDI), None).with_reg2(8)),
+        (R::Invvpid, 4, memory(DS, Some(reg::RDI), None).with_reg2(reg::RCX)),
+        (R::Vmlaunch, 0, InstructionInfo::new()),
+        (R::Vmresume, 0, InstructionInfo::new()),
+        (R::Vmxoff, 0, InstructionInfo::new()),
+    ] {
+        assert_eq!(m.run(), reason);
+        assert_eq!(m.qualification(), qualification, "{reason:?}");
+        // The operand size is undefined.
+        let told = InstructionInfo::from_bits(m.get(F::ExitInstructionInfo) as u32).with_operand_size(0);
+        assert_eq!(told, info, "{reason:?}");
+        m.skip();
+    }
+    m.finish();
+}
+
+/// They exit before the privilege level is checked, but only where they are defined.
+#[test]
+fn vmx_instructions_at_privilege_level_3_and_in_real_mode() {
+    let mut m = long();
+    m.set(F::GuestCsSelector, 0x0b);
+    m.set(F::GuestCsAccessRights, 0xa0fb);
+    m.set(F::GuestSsSelector, 0x13);
+    m.set(F::GuestSsAccessRights, 0xc0f3);
+    m.code(|a| a.vmxoff().unwrap());
+    assert_eq!(m.run(), R::Vmxoff);
+
+    let mut m = real();
+    m.set(F::ExceptionBitmap, 1 << 6);
+    m.code16(|a| a.vmxoff().unwrap());
+    assert_eq!(m.run(), R::ExceptionOrNmi);
+    assert_eq!(m.interruption() & 0xff, 6);
+
+    // Compatibility mode.
+    let mut m = long();
+    m.set(F::ExceptionBitmap, 1 << 6);
+    m.set(F::GuestCsAccessRights, 0xc09b);
+    m.code32(|a| a.vmptrld(qword_ptr(eax)).unwrap());
+    assert_eq!(m.run(), R::ExceptionOrNmi);
+    assert_eq!(m.interruption() & 0xff, 6);
 }
 
 #[test]

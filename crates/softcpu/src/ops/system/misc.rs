@@ -296,11 +296,3 @@ fn access_flag_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
     Ok(())
 }
 handler!(next: access_flag_work => access_flag);
-
-fn vmcall_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
-    if cpu.nonroot {
-        return Err(cpu.instruction_exit(reason::VMCALL, 0, 0));
-    }
-    Err(cpu.ud())
-}
-handler!(next: vmcall_work => vmcall);

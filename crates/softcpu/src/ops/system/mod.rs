@@ -9,6 +9,7 @@ pub mod io;
 pub mod misc;
 pub mod segments;
 pub mod tables;
+pub mod vmx;
 pub mod xcr;
 
 use trapline_vmx::exit::InstructionInfo;
