@@ -136,6 +136,12 @@ const CHECKS: &[Check] = &[
     },
     Check { name: "UDMA", command: "dmesg", wanted: &["ata1.00: ATA-", "max UDMA/"], forbidden: &[] },
     DMA,
+    Check {
+        name: "suspend to RAM",
+        command: "rtcwake -m mem -s 3 && dmesg",
+        wanted: &["ACPI: PM: Waking up from system sleep state S3", "PM: suspend exit"],
+        forbidden: &["suspend devices took"],
+    },
     READ_BACK,
 ];
 

@@ -1,5 +1,6 @@
 //! kvm-unit-tests: flat kernels that print a line a check, listed in `unittests.cfg`.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -42,6 +43,11 @@ impl Entry {
     fn option(&self, name: &str) -> Option<&str> {
         let at = self.qemu.iter().position(|word| word == name)?;
         self.qemu.get(at + 1).map(String::as_str)
+    }
+
+    /// The example that runs it: `microvm`, unless the test suspends the machine to RAM.
+    fn board(&self) -> &'static str {
+        if self.name == "s3" { "pc" } else { "microvm" }
     }
 
     /// Feature switches and vendor of the processor model; the model itself is always `max`, of Intel if the
@@ -110,14 +116,19 @@ pub fn run(args: &Args) -> Result<Vec<Report>> {
         bail!("no test to run");
     }
     let ours_too = args.on.contains(&Which::Trapline);
-    let microvm = if ours_too { tools::build_example("microvm")? } else { PathBuf::new() };
+    let mut boards = HashMap::new();
+    for board in entries.iter().filter(|_| ours_too).map(Entry::board) {
+        if !boards.contains_key(board) {
+            boards.insert(board, tools::build_example(board)?);
+        }
+    }
     let mut reports = Vec::new();
     for which in args.emulators() {
         let mut cases = Vec::new();
         for entry in &entries {
             let flat = folder.join("x86").join(&entry.file);
             let command = match which {
-                Which::Trapline => ours(&microvm, entry, &flat),
+                Which::Trapline => ours(&boards[entry.board()], entry, &flat),
                 Which::Qemu => qemu(entry, &flat),
                 Which::Host => bail!("kvm-unit-tests are kernels: they run on trapline and qemu"),
             };
@@ -129,7 +140,7 @@ pub fn run(args: &Args) -> Result<Vec<Report>> {
     Ok(reports)
 }
 
-fn ours(microvm: &Path, entry: &Entry, flat: &Path) -> Command {
+fn ours(program: &Path, entry: &Entry, flat: &Path) -> Command {
     let mut model = "max".to_owned();
     for feature in entry.features() {
         model += match feature {
@@ -141,7 +152,7 @@ fn ours(microvm: &Path, entry: &Entry, flat: &Path) -> Command {
             model += feature;
         }
     }
-    let mut command = Command::new(microvm);
+    let mut command = Command::new(program);
     command.args(["--accel", "soft", "--testdev", "--cpu", &model, "--memory", &entry.memory()]);
     command.args(["--cpus", &entry.smp.to_string(), "--append", &arguments(entry)]);
     command.arg("--kernel").arg(flat);

@@ -71,7 +71,7 @@ use std::sync::{Arc, Mutex};
 use trapline_boot::RamRange;
 use trapline_chipset::{AcpiPmConfig, FwCfg};
 use trapline_device::bus::Swap;
-use trapline_device::{Clock, DmaMemory};
+use trapline_device::{Clock, DmaMemory, SaveRestore};
 use trapline_memory::{GuestRam, RamConfig};
 use trapline_pci::{BusLayout, Effects, I440Fx};
 use trapline_vcpu::VcpuState;
@@ -281,9 +281,15 @@ impl Pc {
     /// Puts devices, processors and the address map into their state after power-on, or after S3: what woke the
     /// machine is still to be read then.
     fn power_on(&mut self, from_s3: bool) -> Result<()> {
+        // The host bridge looks after RAM while the machine sleeps, and keeps its registers. SeaBIOS goes on in the
+        // RAM that shadows it.
+        let bridge = from_s3.then(|| lock(&self.host.bridge).save());
         lock(&self.host.root).reset();
         self.devices.reset();
         self.chassis.devices.reset(from_s3);
+        if let Some(bridge) = bridge {
+            lock(&self.host.bridge).restore(bridge)?;
+        }
         for (vcpu, state) in self.chassis.vcpus.iter_mut().zip(&self.power_on) {
             state.restore(&mut **vcpu)?;
         }

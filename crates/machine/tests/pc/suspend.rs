@@ -108,7 +108,8 @@ fn a_sleeping_machine_can_be_ended() {
     });
 }
 
-/// Firmware starts at the reset vector, finds shutdown code FEh in CMOS memory, and RAM as it was.
+/// Firmware starts at the reset vector, finds shutdown code FEh in CMOS memory, RAM as it was, and its shadow in place
+/// of the ROM.
 #[test]
 fn firmware_learns_that_the_machine_wakes() {
     on_every_engine(|accel| {
@@ -123,6 +124,11 @@ fn firmware_learns_that_the_machine_wakes() {
             a.jne(cold)?;
             a.mov(bl, 2)?;
             a.cmp(word_ptr(0x500), 0x1234)?;
+            a.jne(wrong)?;
+            a.mov(bl, 4)?;
+            a.mov(ax, 0xc000)?;
+            a.mov(es, ax)?;
+            a.cmp(word_ptr(0).es(), 0x1234)?;
             a.jne(wrong)?;
             // Power management is nowhere until firmware places it again.
             a.mov(bl, 3)?;
@@ -142,6 +148,13 @@ fn firmware_learns_that_the_machine_wakes() {
 
             a.set_label(&mut cold)?;
             a.mov(word_ptr(0x500), 0x1234)?;
+            // PAM1: RAM from 0xc0000.
+            config(a, 0, 0x5a)?;
+            a.mov(al, 0x33)?;
+            a.out(dx, al)?;
+            a.mov(ax, 0xc000)?;
+            a.mov(es, ax)?;
+            a.mov(word_ptr(0).es(), 0x1234)?;
             place_power_management(a)?;
             alarm(a)?;
             a.mov(dx, PM1_CONTROL)?;
