@@ -28,12 +28,13 @@ use trapline::machine::{KernelConfig, Outcome, Pc, PcConfig};
 #[command(name = "pc", version)]
 struct Cli {
     /// What the processor starts with: seabios, ovmf, or the path of a ROM image [default: seabios]
-    #[arg(long, value_name = "WHAT", conflicts_with = "kernel")]
+    #[arg(long, value_name = "WHAT")]
     firmware: Option<String>,
     /// Keep the variables of UEFI firmware in this file; if it does not exist, it is made
-    #[arg(long, value_name = "FILE", conflicts_with = "kernel")]
+    #[arg(long, value_name = "FILE", requires = "firmware")]
     vars: Option<PathBuf>,
-    /// A kernel to start without firmware: Linux bzImage (vmlinuz), ELF or Multiboot
+    /// A kernel to start without firmware: Linux bzImage (vmlinuz), ELF or Multiboot. With --firmware, a bzImage
+    /// that the firmware starts
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     #[command(flatten)]
@@ -44,7 +45,7 @@ struct Cli {
     /// A CD-ROM with this disc
     #[arg(long, value_name = "FILE")]
     cdrom: Option<PathBuf>,
-    /// What the firmware boots from, or kernel: without firmware
+    /// What the firmware boots from, or kernel: what --kernel says
     #[arg(long, value_name = "WHAT", value_enum)]
     boot: Option<Boot>,
     /// The display
@@ -84,16 +85,19 @@ enum VgaModel {
 
 /// What the machine starts with.
 fn start(cli: &Cli) -> anyhow::Result<Start> {
-    match (&cli.kernel, cli.boot) {
-        (Some(kernel), None | Some(Boot::Kernel)) => {
-            let KernelOptions { initrd, append } = &cli.kernel_options;
-            let (initrd, cmdline) = (initrd.clone(), append.clone());
-            Ok(Start::Kernel(KernelConfig { kernel: kernel.clone(), initrd, cmdline }))
-        }
-        (None, Some(Boot::Kernel)) => anyhow::bail!("--boot kernel needs --kernel FILE"),
-        (Some(_), Some(_)) => anyhow::bail!("--kernel starts without firmware; leave --boot out"),
-        (None, _) => {
-            let firmware: Firmware = cli.firmware.as_deref().unwrap_or("seabios").parse()?;
+    let KernelOptions { initrd, append } = &cli.kernel_options;
+    let kernel = cli.kernel.as_ref().map(|kernel| KernelConfig {
+        kernel: kernel.clone(),
+        initrd: initrd.clone(),
+        cmdline: append.clone(),
+    });
+    match (kernel, cli.boot, &cli.firmware) {
+        (Some(kernel), None | Some(Boot::Kernel), None) => Ok(Start::Kernel(kernel)),
+        (None, Some(Boot::Kernel), _) => anyhow::bail!("--boot kernel needs --kernel FILE"),
+        (Some(_), Some(Boot::Disk | Boot::Cdrom), _) => anyhow::bail!("--kernel is booted; leave --boot out"),
+        (kernel, _, firmware) => {
+            let firmware: Firmware = firmware.as_deref().unwrap_or("seabios").parse()?;
+            let firmware = Firmware { kernel, ..firmware };
             Ok(Start::Firmware(match &cli.vars {
                 Some(path) => firmware.keeping_variables(path),
                 None => firmware,

@@ -24,10 +24,7 @@ pub(crate) fn load<M: GuestMemory>(
 ) -> Result<Kernel, Error> {
     let header = read_header(source)?;
     let protocol = choose(source, &header, wanted)?;
-    let setup_size = match header.setup_sects {
-        0 => 5 * 512,
-        sectors => (u64::from(sectors) + 1) * 512,
-    };
+    let setup_size = setup_size(&header);
     // Units of 16 bytes; kernels count up to the end of the last unit, which the file need not fill.
     let promised = (u64::from(header.syssize) * 16).saturating_sub(15);
     source.check("protected-mode kernel", setup_size, promised.max(ENTRY_64 + 1))?;
@@ -48,8 +45,16 @@ pub(crate) fn load<M: GuestMemory>(
     })
 }
 
+/// Length of the file's real-mode part in bytes.
+pub(crate) fn setup_size(header: &SetupHeader) -> u64 {
+    match header.setup_sects {
+        0 => 5 * 512,
+        sectors => (u64::from(sectors) + 1) * 512,
+    }
+}
+
 /// Reads the part of the setup header that this kernel has; the rest is 0.
-fn read_header(source: &Source) -> Result<SetupHeader, Error> {
+pub(crate) fn read_header(source: &Source) -> Result<SetupHeader, Error> {
     // A short jump over the header tells where it ends.
     let mut jump = [0; 2];
     source.read("setup header", 0x200, &mut jump)?;

@@ -58,6 +58,7 @@ mod bzimage;
 mod elf;
 mod entry;
 mod error;
+pub mod firmware;
 mod linux;
 pub mod mptable;
 mod multiboot;

@@ -25,12 +25,14 @@ pub struct Firmware {
     pub image: PathBuf,
     /// Flash right below the image, in which UEFI firmware keeps its variables.
     pub variables: Option<Variables>,
+    /// A Linux kernel that the firmware finds in fw_cfg and starts before anything else.
+    pub kernel: Option<KernelConfig>,
 }
 
 impl Firmware {
     /// An image without variables.
     pub fn new(image: impl Into<PathBuf>) -> Self {
-        Self { image: image.into(), variables: None }
+        Self { image: image.into(), variables: None, kernel: None }
     }
 
     /// The same with variables that are kept in a file.

@@ -17,6 +17,10 @@ use crate::{Result, boot_state};
 
 const PMBASE: u16 = 0x40;
 const PMREGMISC: u16 = 0x80;
+const SMBBA: u16 = 0x90;
+const SMBHSTCFG: u16 = 0xd2;
+/// Where the SMBus is.
+const SMBUS_PORTS: u32 = 0x700;
 /// ISA interrupts of PIRQ A to D.
 const PIRQS: [u8; 4] = [LINK_IRQS[1], LINK_IRQS[1], LINK_IRQS[2], LINK_IRQS[2]];
 /// Ports for BARs.
@@ -43,6 +47,8 @@ pub(crate) fn set_up_chipset(root: &SharedRoot, devices: &Devices, ram: &[RamRan
     let pm = Bdf::new(0, SOUTH, PM_FUNCTION);
     write(pm, PMBASE, Dword, PM_BASE.into());
     write(pm, PMREGMISC, Byte, 1);
+    write(pm, SMBBA, Dword, SMBUS_PORTS);
+    write(pm, SMBHSTCFG, Byte, 1);
     let start = pci_memory_start(ram);
     let memory = (start, PCI_MEMORY_END + 1 - start);
     root.assign_addresses(&AddressWindows { io: PCI_PORTS, memory, memory_high: None })?;

@@ -34,7 +34,8 @@
 //!
 //! # Start and reset
 //!
-//! With firmware the boot processor starts at the reset vector, and firmware finds tables in fw_cfg. A kernel
+//! With firmware the boot processor starts at the reset vector, and firmware finds tables in fw_cfg, and a kernel if
+//! it is given one: UEFI starts it itself, a BIOS by an option ROM ([`trapline_boot::firmware`]). A kernel
 //! without firmware is started as its boot protocol says; the board has then assigned BARs and interrupts, put
 //! the display into text mode and written the tables, as firmware does. When the guest resets the machine, by
 //! 0xcf9, 0x92, the keyboard controller or a triple fault, it starts again: devices and processors are as after
@@ -186,7 +187,11 @@ impl Pc {
         tables::set_cmos(&common, &drives, &boot, cpus);
         let mut fw_cfg = FwCfg::with_dma(dma.clone());
         let board = tables::Board { cpus, vga: vga.is_some(), s3, ram: ranges.clone() };
-        fw_cfg.add_pc(&tables::pc_items(&board, &drives, &boot))?;
+        let mut items = tables::pc_items(&board, &drives, &boot);
+        if let Start::Firmware(Firmware { kernel: Some(kernel), .. }) = &start {
+            items.boot_order.insert(0, tables::add_kernel(&mut fw_cfg, kernel, &ranges)?);
+        }
+        fw_cfg.add_pc(&items)?;
 
         let parts = Parts {
             bridge,
@@ -379,7 +384,7 @@ impl Pc {
 
 /// Puts the firmware in front of 4 GiB, and the flash for its variables, if it has any, in front of that.
 fn add_firmware(ram: &mut GuestRam, firmware: &Firmware, effects: &Effects) -> Result<Option<Flash>> {
-    let Firmware { image: path, variables } = firmware;
+    let Firmware { image: path, variables, kernel: _ } = firmware;
     let failed = |why: String| Error::Firmware { path: path.to_owned(), why };
     let image = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
     let size = image.len() as u64;

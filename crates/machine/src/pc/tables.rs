@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Mutex};
 
-use trapline_boot::RamRange;
 use trapline_boot::acpi::{self, AcpiConfig};
+use trapline_boot::firmware::{self, FirmwareKernel};
 use trapline_boot::smbios::{self, FirmwareSmbios, SmbiosConfig};
-use trapline_chipset::FwCfg;
-use trapline_chipset::fw_cfg::{BootDevice as FwBootDevice, E820Entry, E820Kind, PcItems};
+use trapline_boot::{RamRange, Request};
+use trapline_chipset::fw_cfg::{self, BootDevice as FwBootDevice, E820Entry, E820Kind, FwCfg, PcItems};
 use trapline_chipset::rtc::{BootClass, DiskTranslation};
 use trapline_pci::Piix4Pm;
 
@@ -16,6 +16,7 @@ use super::suspend::SLP_TYP_S3;
 use super::{BootDevice, FW_CFG, GPE0, HPET, IDE_FUNCTION, LPT1, PM_BASE, SLP_TYP_S5, SOUTH};
 use crate::Result;
 use crate::chassis::lock;
+use crate::config::KernelConfig;
 use crate::devices::{COM1, Devices, IOAPIC, IRQ_COM1, IRQ_SCI, LOCAL_APIC};
 
 /// Size in bytes up to which a disk's cylinders fit in INT 13h: larger ones are translated (LBA assisted).
@@ -113,6 +114,31 @@ pub(crate) fn add_tables(fw_cfg: &mut FwCfg, board: Board, pm: Arc<Mutex<Piix4Pm
         files(base).ok().map(|files| files.tables)
     })?;
     Ok(())
+}
+
+/// A kernel for the firmware to start, and what the firmware is to boot from for that.
+pub(crate) fn add_kernel(
+    fw_cfg: &mut FwCfg,
+    config: &KernelConfig,
+    ram: &[RamRange],
+) -> Result<FwBootDevice> {
+    let KernelConfig { kernel, initrd, cmdline } = config;
+    let mut request = Request::new(kernel);
+    (request.initrd, request.command_line) = (initrd.as_deref(), cmdline);
+    let FirmwareKernel { setup, kernel, initrd, command_line } = FirmwareKernel::load(&request, ram)?;
+    for (item, address, size, data) in [
+        (setup, fw_cfg::SETUP_ADDR, fw_cfg::SETUP_SIZE, fw_cfg::SETUP_DATA),
+        (kernel, fw_cfg::KERNEL_ADDR, fw_cfg::KERNEL_SIZE, fw_cfg::KERNEL_DATA),
+        (initrd, fw_cfg::INITRD_ADDR, fw_cfg::INITRD_SIZE, fw_cfg::INITRD_DATA),
+        (command_line, fw_cfg::CMDLINE_ADDR, fw_cfg::CMDLINE_SIZE, fw_cfg::CMDLINE_DATA),
+    ] {
+        fw_cfg.add(address, item.address.to_le_bytes());
+        fw_cfg.add(size, (item.data.len() as u32).to_le_bytes());
+        fw_cfg.add(data, item.data);
+    }
+    fw_cfg.add_file(firmware::OPTION_ROM_FILE, firmware::option_rom())?;
+    let name = firmware::OPTION_ROM_FILE.trim_start_matches("genroms/");
+    Ok(FwBootDevice::Rom(name.to_owned()))
 }
 
 /// Fills in what firmware looks for in CMOS memory, beside the size of RAM.

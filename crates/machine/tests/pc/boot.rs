@@ -1,7 +1,10 @@
-//! SeaBIOS starts a boot sector from a disk.
+//! SeaBIOS starts a boot sector from a disk, and a kernel from fw_cfg.
+
+use std::path::Path;
 
 use iced_x86::code_asm::*;
-use trapline_machine::Outcome;
+use trapline_machine::pc::{Firmware, Start};
+use trapline_machine::{KernelConfig, Outcome};
 
 use crate::harness::*;
 
@@ -80,5 +83,89 @@ fn a_boot_sector_reads_further_sectors() {
         for line in ["Running on QEMU (i440fx)", "ata0-0: TRAPLINE DISK", "Booting from Hard Disk..."] {
             assert!(log.text().contains(line), "{accel}: no {line:?} in {}", log.text());
         }
+    });
+}
+
+/// A bzImage of protocol 2.15 whose setup code is `code`, with a text for its protected-mode kernel.
+fn bzimage(code: impl FnOnce(&mut CodeAssembler) -> AsmResult) -> Vec<u8> {
+    /// Behind the header.
+    const CODE: usize = 0x26c;
+    let mut asm = CodeAssembler::new(16).unwrap();
+    code(&mut asm).unwrap();
+    let code = asm.assemble(CODE as u64 - 0x200).unwrap();
+    let mut image = vec![0; 1024];
+    for (at, bytes) in [
+        (0x1f1, [1].as_slice()),                // one sector of setup code
+        (0x1f4, &1u32.to_le_bytes()),           // 16 bytes of kernel
+        (0x1fe, &[0x55, 0xaa, 0xeb, 0x6a]),     // jump over the header
+        (0x202, b"HdrS\x0f\x02"),               // version
+        (0x211, &[1]),                          // loaded high
+        (0x22c, &0x7fff_ffffu32.to_le_bytes()), // limit of the initrd
+        (0x236, &3u16.to_le_bytes()),           // xloadflags
+        (0x238, &2047u32.to_le_bytes()),        // longest command line
+        (CODE, &code),
+    ] {
+        image[at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    image.extend(b"kernel at 1 MiB\0");
+    image
+}
+
+/// Guest: sends its command line and the text at 1 MiB, and exits with the size of its initrd.
+fn tell_what_was_loaded(a: &mut CodeAssembler) -> AsmResult {
+    /// Where the text goes.
+    const TEXT: u32 = 0x9000;
+    let (mut descriptors, mut failed) = (a.create_label(), a.create_label());
+    a.cli()?;
+    a.mov(bp, word_ptr(0x21c))?;
+    a.mov(esi, dword_ptr(0x228))?;
+    a.mov(eax, esi)?;
+    a.shr(eax, 4)?;
+    a.and(si, 15)?;
+    a.mov(ds, ax)?;
+    print(a)?;
+    a.call(descriptors)?; // pushes the address of what follows
+    a.dd(&[0; 4])?;
+    a.dd(&[0x0000_ffff, 0x0000_9310])?; // from 1 MiB
+    a.dd(&[TEXT << 16 | 0xffff, 0x0000_9300])?; // to here
+    a.dd(&[0; 4])?;
+    a.set_label(&mut descriptors)?;
+    a.pop(si)?;
+    a.push(cs)?;
+    a.pop(es)?;
+    a.mov(cx, 8)?;
+    a.mov(ah, 0x87)?;
+    a.int(0x15)?;
+    a.jc(failed)?;
+    a.cli()?;
+    a.mov(ax, TEXT >> 4)?;
+    a.mov(ds, ax)?;
+    a.xor(si, si)?;
+    print(a)?;
+    a.set_label(&mut failed)?;
+    a.mov(ax, bp)?;
+    a.mov(dx, DEBUG_EXIT)?;
+    a.out(dx, al)
+}
+
+#[test]
+fn seabios_starts_a_kernel_from_fw_cfg() {
+    let Some(Start::Firmware(firmware)) = seabios() else { return };
+    on_every_engine(|accel| {
+        let start = |dir: &Path| {
+            let (kernel, initrd) = (dir.join("kernel"), dir.join("initrd"));
+            std::fs::write(&kernel, bzimage(tell_what_was_loaded)).unwrap();
+            std::fs::write(&initrd, [0; 77]).unwrap();
+            let kernel = KernelConfig { kernel, initrd: Some(initrd), cmdline: "one two\n".into() };
+            Start::Firmware(Firmware { kernel: Some(kernel), ..firmware.clone() })
+        };
+        // The disk's boot sector is not what is started.
+        let made = machine(accel, start, |config, dir| {
+            config.drives.push(raw(disk(dir, |a| exit16(a, 1), &[])));
+        });
+        let log = made.log.clone();
+        let ran = finish(made);
+        assert_eq!(ran.outcome, Outcome::DebugExit(77 << 1 | 1), "{accel}: {}", log.text());
+        assert!(ran.output.ends_with("one two\nkernel at 1 MiB"), "{accel}: {}", ran.output);
     });
 }
