@@ -41,6 +41,33 @@ fn power_on_state() {
     assert_eq!(LocalApic::new(0, true).apic_base(), 0xfee0_0900);
 }
 
+/// In xAPIC mode software may give the local APIC another ID; in x2APIC mode it has its own.
+#[test]
+fn the_id_can_be_changed_in_xapic_mode() {
+    let mut apic = enabled(3);
+    let physical = |apic: &LocalApic, id| apic.address().matches(id, DestinationMode::Physical);
+    assert_eq!(apic.write(reg::ID, 0x5aff_ffff, NOW), Some(Effect::AddressChanged));
+    assert_eq!(apic.read(reg::ID, NOW), 0x5a00_0000);
+    assert!(physical(&apic, 0x5a) && !physical(&apic, 3));
+    let (state, page) = (apic.save(NOW), apic.kvm_state(NOW, true));
+    apic.init();
+    assert_eq!(apic.read(reg::ID, NOW), 0x5a00_0000, "INIT leaves it alone");
+    apic.reset();
+    assert_eq!(apic.read(reg::ID, NOW), 3 << 24);
+    apic.restore(state, NOW).unwrap();
+    assert!(physical(&apic, 0x5a));
+    let mut other = enabled(3);
+    other.set_kvm_state(&page, NOW).unwrap();
+    assert!(physical(&other, 0x5a));
+    // x2APIC mode, and the way back through "disabled".
+    let base = apic.apic_base();
+    apic.set_apic_base(base | 1 << 10, 46).unwrap();
+    assert!(physical(&apic, 3) && !physical(&apic, 0x5a));
+    apic.set_apic_base(base & !(1 << 11), 46).unwrap();
+    apic.set_apic_base(base, 46).unwrap();
+    assert_eq!(apic.read(reg::ID, NOW), 3 << 24);
+}
+
 #[test]
 fn priorities() {
     let mut apic = enabled(0);
@@ -481,9 +508,11 @@ fn kvm_page_round_trip() {
         assert_eq!(copy.kvm_state(at(10_000), true), page);
         assert_eq!(copy.deadline(), Some(Deadline::Nanos(11_500)));
         assert_eq!(copy.address(), apic.address());
-        // The form of the ID without 32-bit IDs is taken too; another ID is not.
+        // The form of the ID without 32-bit IDs is taken too; another ID is not in x2APIC mode.
         copy.set_kvm_state(&apic.kvm_state(at(500), false), NOW).unwrap();
-        assert!(LocalApic::new(8, false).set_kvm_state(&page, NOW).is_err());
+        let mut other = LocalApic::new(8, false);
+        other.set_apic_base(apic.apic_base(), 46).unwrap();
+        assert_eq!(other.set_kvm_state(&page, NOW).is_err(), x2);
     }
 }
 

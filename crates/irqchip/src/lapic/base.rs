@@ -60,7 +60,11 @@ impl LocalApic {
                 return Err(GeneralProtection);
             }
             (ApicMode::Disabled, _) | (_, ApicMode::XApic) => {}
-            (_, ApicMode::Disabled) => self.init(),
+            // All is as after power-on, the ID too.
+            (_, ApicMode::Disabled) => {
+                self.init();
+                self.xapic_id = self.id as u8;
+            }
             // Interrupts stay as they are; the destination half of ICR is cleared.
             (_, ApicMode::X2Apic) if old == ApicMode::XApic => self.icr &= 0xffff_ffff,
             (_, ApicMode::X2Apic) => {}

@@ -38,7 +38,8 @@ impl LocalApic {
         }
         match register {
             reg::ID if x2apic && x2apic_ids => self.id,
-            reg::ID => self.id << 24,
+            reg::ID if x2apic => self.id << 24,
+            reg::ID => u32::from(self.xapic_id) << 24,
             reg::VERSION => VERSION,
             reg::TPR => self.tpr.into(),
             reg::APR if !x2apic => self.arbitration_priority().into(),
@@ -64,7 +65,7 @@ impl LocalApic {
     /// before, IA32_TSC_DEADLINE must be set after.
     ///
     /// # Errors
-    /// When the page belongs to another APIC ID, or requests or serves a vector below 16.
+    /// When the page belongs to another APIC ID in x2APIC mode, or requests or serves a vector below 16.
     pub fn set_kvm_state(&mut self, page: &[u8; LEN], time: Time) -> Result<(), RestoreError> {
         let mut new = Self { lint: self.lint, base: self.base, ..Self::new(self.id, false) };
         for register in registers() {
@@ -86,9 +87,11 @@ impl LocalApic {
             self.lvt.set(entry, value & entry.writable());
         }
         match register {
-            reg::ID if value != self.id << 24 && !(x2apic && value == self.id) => {
+            reg::ID if x2apic && value != self.id << 24 && value != self.id => {
                 return Err(refuse(format!("ID register is {value:#x}, APIC ID {}", self.id)));
             }
+            reg::ID if x2apic => {}
+            reg::ID => self.xapic_id = (value >> 24) as u8,
             reg::TPR => self.tpr = value as u8,
             reg::LDR if !x2apic => self.ldr = value & 0xff00_0000,
             reg::DFR => self.dfr = value | 0x0fff_ffff,

@@ -99,6 +99,8 @@ const DFR_FLAT: u32 = 0xffff_ffff;
 #[derive(Clone, Debug)]
 pub struct LocalApic {
     id: u32,
+    /// The ID in xAPIC mode, which software may change.
+    xapic_id: u8,
     /// IA32_APIC_BASE.
     base: u64,
     tpr: u8,
@@ -126,6 +128,7 @@ impl LocalApic {
     pub fn new(id: u32, boot_processor: bool) -> Self {
         Self {
             id,
+            xapic_id: id as u8,
             base: base::DEFAULT | if boot_processor { base::BSP } else { 0 },
             tpr: 0,
             ldr: 0,
@@ -148,9 +151,10 @@ impl LocalApic {
         *self = Self { lint: self.lint, ..Self::new(self.id, self.base & base::BSP != 0) };
     }
 
-    /// What INIT does: as reset, but IA32_APIC_BASE stays.
+    /// What INIT does: as reset, but IA32_APIC_BASE and the ID stay (SDM vol. 3 §11.4.7.3).
     pub fn init(&mut self) {
-        *self = Self { lint: self.lint, base: self.base, ..Self::new(self.id, false) };
+        let Self { lint, base, xapic_id, .. } = *self;
+        *self = Self { lint, base, xapic_id, ..Self::new(self.id, false) };
     }
 
     /// Brings the local APIC into virtual wire mode, as firmware leaves it (MultiProcessor
@@ -161,7 +165,7 @@ impl LocalApic {
         self.lvt.virtual_wire();
     }
 
-    /// The APIC ID.
+    /// The APIC ID that the processor has from power-on.
     pub fn id(&self) -> u32 {
         self.id
     }
@@ -172,7 +176,7 @@ impl LocalApic {
         let x2 = mode == ApicMode::X2Apic;
         ApicAddress {
             mode,
-            id: if x2 { self.id } else { self.id & 0xff },
+            id: if x2 { self.id } else { self.xapic_id.into() },
             logical_id: if x2 { self.x2apic_ldr() } else { self.ldr >> 24 },
             cluster: !x2 && self.dfr >> 28 == 0,
             software_enabled: self.software_enabled(),

@@ -97,7 +97,7 @@ impl LocalApic {
     /// Reads the register at an offset of the page, in xAPIC mode. The timer is as of `time`.
     pub fn read(&mut self, register: u32, time: Time) -> u32 {
         let value = match register {
-            reg::ID => Ok((self.id & 0xff) << 24),
+            reg::ID => Ok(u32::from(self.xapic_id) << 24),
             reg::APR => Ok(self.arbitration_priority().into()),
             reg::EOI | reg::RRD => Ok(0),
             reg::LDR => Ok(self.ldr),
@@ -114,7 +114,10 @@ impl LocalApic {
     /// Writes the register at an offset of the page, in xAPIC mode.
     pub fn write(&mut self, register: u32, value: u32, time: Time) -> Option<Effect> {
         let effect = match register {
-            reg::ID => Ok(None), // read-only, as on recent processors
+            reg::ID => {
+                self.xapic_id = (value >> 24) as u8;
+                Ok(Some(Effect::AddressChanged))
+            }
             reg::LDR => {
                 self.ldr = value & 0xff00_0000;
                 Ok(Some(Effect::AddressChanged))

@@ -14,6 +14,7 @@ use super::{LocalApic, base, svr};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LapicState {
     id: u32,
+    xapic_id: u8,
     base: u64,
     tpr: u8,
     ldr: u32,
@@ -34,12 +35,45 @@ impl LocalApic {
     /// Takes the state. Not `SaveRestore`: a local APIC has no clock of its own, so the time is
     /// handed in.
     pub fn save(&self, time: Time) -> LapicState {
-        let Self { id, base, tpr, ldr, dfr, svr, isr, tmr, irr, esr, esr_pending, icr, lvt, mut timer, lint } =
-            self.clone();
+        let Self {
+            id,
+            xapic_id,
+            base,
+            tpr,
+            ldr,
+            dfr,
+            svr,
+            isr,
+            tmr,
+            irr,
+            esr,
+            esr_pending,
+            icr,
+            lvt,
+            mut timer,
+            lint,
+        } = self.clone();
         if let Run::Counting(expiry) = &mut timer.run {
             *expiry = expiry.saturating_sub(time.ns);
         }
-        LapicState { id, base, tpr, ldr, dfr, svr, isr, tmr, irr, esr, esr_pending, icr, lvt, timer, lint }
+        LapicState {
+            id,
+            xapic_id,
+            base,
+            tpr,
+            ldr,
+            dfr,
+            svr,
+            isr,
+            tmr,
+            irr,
+            esr,
+            esr_pending,
+            icr,
+            lvt,
+            timer,
+            lint,
+        }
     }
 
     /// Puts a state back.
@@ -52,6 +86,7 @@ impl LocalApic {
         }
         let LapicState {
             id,
+            xapic_id,
             base,
             tpr,
             ldr,
@@ -70,7 +105,24 @@ impl LocalApic {
         if let Run::Counting(expiry) = &mut timer.run {
             *expiry = expiry.saturating_add(time.ns);
         }
-        *self = Self { id, base, tpr, ldr, dfr, svr, isr, tmr, irr, esr, esr_pending, icr, lvt, timer, lint };
+        *self = Self {
+            id,
+            xapic_id,
+            base,
+            tpr,
+            ldr,
+            dfr,
+            svr,
+            isr,
+            tmr,
+            irr,
+            esr,
+            esr_pending,
+            icr,
+            lvt,
+            timer,
+            lint,
+        };
         Ok(())
     }
 }

@@ -101,7 +101,7 @@ impl SoftVcpu {
     }
 
     /// Whether the guest handles an NMI, or is about to: the processor remembers one more, not two
-    /// (SDM Vol. 3A §6.7.1).
+    /// (SDM vol. 3 §7.7.1).
     fn nmi_in_progress(&self) -> bool {
         let injected = self.injection.is_some_and(|i| i.info.kind() == Some(InterruptionType::Nmi));
         injected || self.blocking() & shadow::NMI != 0

@@ -358,7 +358,7 @@ fn nmi_ignores_the_interrupt_flag() {
     });
 }
 
-/// A processor that handles an NMI remembers one more, however many come (SDM Vol. 3A §6.7.1).
+/// A processor that handles an NMI remembers one more, however many come (SDM vol. 3 §7.7.1).
 #[test]
 fn one_nmi_waits_behind_the_one_that_is_handled() {
     on_native_engines("it remembers two", |engine| {
