@@ -24,11 +24,7 @@ impl Routes {
         if pin >= IOAPIC_PINS {
             return Err(Error::NotFound { what: "ioapic pin", id: pin.into() });
         }
-        let before = match msi {
-            Some(msi) => self.messages.insert(pin, msi),
-            None => self.messages.remove(&pin),
-        };
-        if before == msi { Ok(()) } else { self.commit(vm) }
+        self.change(vm, pin, msi)
     }
 
     pub(super) fn add(&mut self, vm: &VmFd, fd: &EventFd, msi: Msi) -> Result<IrqfdId> {
@@ -36,12 +32,10 @@ impl Routes {
         let gsi = gsi.ok_or(Error::NotFound { what: "free interrupt route below", id: MAX_ROUTES.into() })?;
         // Kept to be able to unregister by id alone.
         let kept = fd.try_clone().map_err(|source| Error::Os { what: "dup of an eventfd", source })?;
-        self.messages.insert(gsi, msi);
-        let registered =
-            self.commit(vm).and_then(|()| vm.register_irqfd(fd, gsi).map_err(Error::os("KVM_IRQFD")));
-        if let Err(e) = registered {
-            self.messages.remove(&gsi);
-            return Err(e);
+        self.change(vm, gsi, Some(msi))?;
+        if let Err(e) = vm.register_irqfd(fd, gsi) {
+            self.change(vm, gsi, None)?;
+            return Err(Error::os("KVM_IRQFD")(e));
         }
         self.irqfds.insert(gsi, kept);
         Ok(IrqfdId(gsi))
@@ -51,15 +45,32 @@ impl Routes {
         if !self.irqfds.contains_key(&id.0) {
             return Err(Error::NotFound { what: "irqfd", id: id.0.into() });
         }
-        if self.messages.insert(id.0, msi) == Some(msi) { Ok(()) } else { self.commit(vm) }
+        self.change(vm, id.0, Some(msi))
     }
 
     pub(super) fn remove(&mut self, vm: &VmFd, id: IrqfdId) -> Result<()> {
         let fd = self.irqfds.get(&id.0).ok_or(Error::NotFound { what: "irqfd", id: id.0.into() })?;
         vm.unregister_irqfd(fd, id.0).map_err(Error::os("KVM_IRQFD"))?;
         self.irqfds.remove(&id.0);
-        self.messages.remove(&id.0);
-        self.commit(vm)
+        self.change(vm, id.0, None)
+    }
+
+    /// Changes one route. Where the kernel refuses, all stays as it was.
+    fn change(&mut self, vm: &VmFd, gsi: u32, msi: Option<Msi>) -> Result<()> {
+        let before = self.put(gsi, msi);
+        if before == msi {
+            return Ok(());
+        }
+        self.commit(vm).inspect_err(|_| {
+            self.put(gsi, before);
+        })
+    }
+
+    fn put(&mut self, gsi: u32, msi: Option<Msi>) -> Option<Msi> {
+        match msi {
+            Some(msi) => self.messages.insert(gsi, msi),
+            None => self.messages.remove(&gsi),
+        }
     }
 
     /// Hands the whole table to the kernel, which knows no smaller change.

@@ -220,7 +220,9 @@ impl Vm for KvmVm {
     fn register_ioeventfd(&self, fd: &EventFd, event: IoEvent) -> Result<()> {
         let mut events = self.0.io_events.write().unwrap_or_else(PoisonError::into_inner);
         ioeventfd(&self.0.fd, fd, event, true)?;
-        events.add(fd, event)
+        events.add(fd, event).inspect_err(|_| {
+            let _ = ioeventfd(&self.0.fd, fd, event, false);
+        })
     }
 
     fn unregister_ioeventfd(&self, fd: &EventFd, event: IoEvent) -> Result<()> {
