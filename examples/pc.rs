@@ -96,7 +96,14 @@ fn start(cli: &Cli) -> anyhow::Result<Start> {
         (None, Some(Boot::Kernel), _) => anyhow::bail!("--boot kernel needs --kernel FILE"),
         (Some(_), Some(Boot::Disk | Boot::Cdrom), _) => anyhow::bail!("--kernel is booted; leave --boot out"),
         (kernel, _, firmware) => {
-            let firmware: Firmware = firmware.as_deref().unwrap_or("seabios").parse()?;
+            let name = firmware.as_deref().unwrap_or("seabios");
+            let firmware: Firmware = name.parse()?;
+            let image = firmware.image.display();
+            if matches!(name, "seabios" | "ovmf") && !firmware.image.exists() {
+                anyhow::bail!(
+                    "there is no {image}: install Debian's package {name}, or name a file by --firmware"
+                );
+            }
             let firmware = Firmware { kernel, ..firmware };
             Ok(Start::Firmware(match &cli.vars {
                 Some(path) => firmware.keeping_variables(path),
@@ -106,18 +113,35 @@ fn start(cli: &Cli) -> anyhow::Result<Start> {
     }
 }
 
-/// A file that a device writes to.
-fn output(path: Option<&Path>) -> anyhow::Result<Option<Box<dyn Write + Send>>> {
-    let Some(path) = path else { return Ok(None) };
-    let file = File::create(path).with_context(|| format!("cannot write to {}", path.display()))?;
-    Ok(Some(Box::new(file)))
+/// A file for output. It is opened before the machine is made, so that what cannot be written is said at once, and
+/// emptied by the caller afterwards: if there is no machine, nothing is lost.
+fn output(path: Option<&Path>) -> anyhow::Result<Option<File>> {
+    let open = |path: &Path| {
+        let file = File::options().write(true).create(true).truncate(false).open(path);
+        file.with_context(|| format!("cannot write to {}", path.display()))
+    };
+    path.map(open).transpose()
+}
+
+/// The same as something that a device writes to.
+fn writer(file: &Option<File>) -> anyhow::Result<Option<Box<dyn Write + Send>>> {
+    Ok(match file {
+        Some(file) => Some(Box::new(file.try_clone()?)),
+        None => None,
+    })
 }
 
 fn run(cli: Cli) -> anyhow::Result<Outcome> {
     let mut config = PcConfig::new(start(&cli)?);
     config.machine = cli.machine.config()?;
-    config.debug_console = output(cli.debug_console.as_deref())?;
-    config.printer = output(cli.parallel.as_deref())?;
+    if cli.screen_dump.is_some() && cli.vga == VgaModel::None {
+        anyhow::bail!("--screen-dump needs a display; leave --vga none out");
+    }
+    let screen_dump = output(cli.screen_dump.as_deref())?;
+    let debug_console = output(cli.debug_console.as_deref())?;
+    let parallel = output(cli.parallel.as_deref())?;
+    config.debug_console = writer(&debug_console)?;
+    config.printer = writer(&parallel)?;
     config.drives = cli.disk;
     config.drives.extend(cli.cdrom.map(DriveConfig::cdrom));
     if cli.boot == Some(Boot::Cdrom) {
@@ -126,15 +150,18 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
     config.vga = (cli.vga == VgaModel::Std).then(VgaOptions::default);
     config.reboot = !cli.no_reboot;
     let mut machine = Pc::new(config)?;
+    for file in [&screen_dump, &debug_console, &parallel].into_iter().flatten() {
+        if file.metadata()?.is_file() {
+            file.set_len(0)?;
+        }
+    }
     machine.remote().quit_on_signals()?;
     if let Some(path) = machine.serial_path() {
         eprintln!("serial port: {path}");
     }
     let outcome = machine.run()?;
-    if let Some(path) = cli.screen_dump {
-        let screen = machine.screen().context("--screen-dump needs a display")?;
-        let file = File::create(&path).with_context(|| format!("cannot write to {}", path.display()))?;
-        screen.picture().write_png(std::io::BufWriter::new(file))?;
+    if let (Some(file), Some(screen)) = (screen_dump, machine.screen()) {
+        screen.picture().write_png(std::io::BufWriter::new(file)).context("cannot write the screen dump")?;
     }
     if cli.machine.stats {
         eprint!("{}", machine.stats());

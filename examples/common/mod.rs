@@ -31,7 +31,8 @@ pub struct MachineOptions {
     /// Time counts instructions, 2^N ns each, so that two runs are equal: one processor, soft engine
     #[arg(long, value_name = "N")]
     icount: Option<u8>,
-    /// Where the serial port leads to: stdio, file:PATH, pty or null
+    /// Where the serial port leads to: stdio, file:PATH, pty, unix:PATH (a socket that
+    /// somebody listens at) or null
     #[arg(long, value_name = "WHERE", default_value = "stdio", value_parser = serial)]
     serial: String,
     /// Add the devices that bare-metal test kernels for QEMU expect: isa-debug-exit, pc-testdev, fw_cfg
@@ -67,10 +68,16 @@ impl MachineOptions {
 #[derive(Args)]
 pub struct KernelOptions {
     /// Initial RAM disk
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "kernel")]
     pub initrd: Option<PathBuf>,
     /// Kernel command line
-    #[arg(long, value_name = "TEXT", default_value = "console=ttyS0", allow_hyphen_values = true)]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "console=ttyS0",
+        allow_hyphen_values = true,
+        requires = "kernel"
+    )]
     pub append: String,
 }
 
@@ -123,8 +130,15 @@ pub fn main<C: Parser>(run: fn(C) -> anyhow::Result<Outcome>) -> ExitCode {
     match run(cli) {
         Ok(outcome) => ExitCode::from(outcome.exit_code()),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", line(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+/// An error and its causes. The messages of some errors tell their cause themselves.
+fn line(error: &anyhow::Error) -> String {
+    error.chain().skip(1).map(ToString::to_string).fold(error.to_string(), |text, cause| {
+        if text.contains(&cause) { text } else { format!("{text}: {cause}") }
+    })
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -30,6 +31,9 @@ pub enum Serial {
     /// A new pseudo-terminal: see [`Microvm::serial_path`](crate::Microvm::serial_path). Output that
     /// nobody reads is dropped once its buffer is full.
     Pty,
+    /// A Unix domain socket that somebody listens at. When the other end closes it, the run ends as for
+    /// [`Serial::Stdio`].
+    Unix(PathBuf),
     /// Output is dropped; there is no input.
     Null,
     /// Handles of the caller's.
@@ -47,6 +51,7 @@ impl fmt::Debug for Serial {
             Self::Stdio => f.write_str("stdio"),
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Pty => f.write_str("pty"),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
             Self::Null => f.write_str("null"),
             Self::Custom { .. } => f.write_str("custom"),
         }
@@ -55,18 +60,19 @@ impl fmt::Debug for Serial {
 
 /// Not a name of a [`Serial`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no serial port is called {0:?}: stdio, file:PATH, pty or null")]
+#[error("no serial port is called {0:?}: stdio, file:PATH, pty, unix:PATH or null")]
 pub struct UnknownSerial(String);
 
 impl FromStr for Serial {
     type Err = UnknownSerial;
 
     fn from_str(s: &str) -> std::result::Result<Self, UnknownSerial> {
-        match (s, s.strip_prefix("file:")) {
+        match (s, s.split_once(':')) {
             ("stdio", _) => Ok(Self::Stdio),
             ("pty", _) => Ok(Self::Pty),
             ("null", _) => Ok(Self::Null),
-            (_, Some(path)) if !path.is_empty() => Ok(Self::File(path.into())),
+            (_, Some(("file", path))) if !path.is_empty() => Ok(Self::File(path.into())),
+            (_, Some(("unix", path))) if !path.is_empty() => Ok(Self::Unix(path.into())),
             _ => Err(UnknownSerial(s.to_owned())),
         }
     }
@@ -122,6 +128,13 @@ impl Serial {
                 let output = Sink::Other(Box::new(output));
                 Ok(Port { output, input, path: Some(path), peer: Some(slave) })
             }
+            Self::Unix(path) => {
+                let what = format!("cannot connect the serial port to {}", path.display());
+                let socket = UnixStream::connect(&path).map_err(Error::host(what))?;
+                let file = File::from(OwnedFd::from(socket));
+                let output = file.try_clone().map_err(Error::host("socket"))?;
+                Ok(port(Sink::Patient(output), Some(InputFile { file, escapes: false })))
+            }
             Self::Null => Ok(port(Sink::Other(Box::new(io::sink())), None)),
             Self::Custom { output, input } => {
                 let input = input.map(|fd| InputFile { file: File::from(fd), escapes: true });
@@ -137,10 +150,10 @@ mod tests {
 
     #[test]
     fn names_are_read() {
-        for name in ["stdio", "file:/tmp/a b", "pty", "null"] {
+        for name in ["stdio", "file:/tmp/a:b c", "pty", "unix:/run/s", "null"] {
             assert_eq!(format!("{:?}", name.parse::<Serial>().unwrap()), name);
         }
-        for name in ["", "file:", "tty", "STDIO"] {
+        for name in ["", "file:", "unix:", "tty", "STDIO", "stdio:x"] {
             assert!(name.parse::<Serial>().is_err(), "{name}");
         }
     }

@@ -1,12 +1,13 @@
 //! What is typed, and the keys that end a run.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
 use crate::harness::*;
 use iced_x86::code_asm::*;
-use trapline_machine::Outcome;
+use trapline_machine::{MachineConfig, Microvm, MicrovmConfig, Outcome, Serial};
 
 /// Guest: sends back what it receives, until a dot.
 fn echo(a: &mut CodeAssembler) -> AsmResult {
@@ -58,6 +59,28 @@ fn a_pipe_is_typed_without_a_loss() {
         typist.join().unwrap();
         assert_eq!(ran.outcome, Outcome::DebugExit(0x2e << 1 | 1), "{accel}");
         assert_eq!(ran.output, text, "{accel}");
+    });
+}
+
+#[test]
+fn a_socket_is_typed_and_read() {
+    on_every_engine(|accel| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        let user = std::thread::spawn(move || {
+            let (mut socket, _) = listener.accept().unwrap();
+            socket.write_all(b"typed \x01x.").unwrap();
+            let mut said = String::new();
+            socket.read_to_string(&mut said).unwrap();
+            said
+        });
+        let mut config = MicrovmConfig::new(kernel(dir.path(), echo));
+        config.machine =
+            MachineConfig { memory: 4 * MIB, accel, serial: Serial::Unix(path), ..MachineConfig::default() };
+        let ran = finish(Microvm::new(config).unwrap(), Output::default());
+        assert_eq!(ran.outcome, Outcome::DebugExit(0x2e << 1 | 1), "{accel}");
+        assert_eq!(user.join().unwrap(), "typed \x01x.", "{accel}");
     });
 }
 

@@ -50,6 +50,10 @@ fn impossible_machines_are_refused_in_one_line() {
         ),
         (with(&good, |m| m.icount = Some(11)), "nanoseconds an instruction"),
         (with(&good, |m| m.serial = Serial::File("/nowhere/log".into())), "serial output"),
+        (
+            with(&good, |m| m.serial = Serial::Unix("/nowhere/socket".into())),
+            "serial port to /nowhere/socket",
+        ),
     ];
     for (config, expected) in cases {
         let what = format!("{config:?}");
