@@ -375,6 +375,12 @@ impl Model {
         self.phys_bits
     }
 
+    /// Linear-address width in bits, of the widest paging mode.
+    pub fn linear_bits(&self) -> u8 {
+        let five_levels = self.words[Word::L7Ecx as usize] >> 16 & 1 != 0;
+        if five_levels { 57 } else { 48 }
+    }
+
     /// The bits of CR4 that may be set.
     pub fn cr4_allowed(&self) -> u64 {
         let mut bits = cr4::VME
@@ -453,7 +459,7 @@ impl Model {
             0x8000_0007 => [0, 0, 0, word(Word::X7Edx)],
             0x8000_0008 => {
                 let cores = if intel { 0 } else { context.cpus.saturating_sub(1).min(255) };
-                let linear = if self.has("la57") { 57 } else { 48 };
+                let linear = u32::from(self.linear_bits());
                 [linear << 8 | u32::from(self.phys_bits()), 0, cores, 0]
             }
             _ => [0; 4],

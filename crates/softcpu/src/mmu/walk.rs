@@ -293,7 +293,7 @@ impl Cpu {
     /// invalidations: what is canonical with five-level paging, if the processor has it, whatever the current
     /// mode (SDM vol. 1 §3.3.7.1; Intel's 5-level paging white paper, section 2.5).
     pub fn canonical_in_register(&self, v: u64) -> bool {
-        let shift = if self.model.has("la57") { 7 } else { 16 };
+        let shift = 64 - self.model.linear_bits();
         ((v << shift) as i64 >> shift) as u64 == v
     }
 

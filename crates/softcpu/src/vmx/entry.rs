@@ -83,7 +83,7 @@ impl Cpu {
         let read = |pa: u64| self.arena.read_u64(pa).unwrap_or(u64::MAX);
         let mut env = Env::new(caps, self.model.phys_bits(), &read);
         env.ia32e_mode = self.lma();
-        env.linear_width = if self.model.has("la57") { 57 } else { 48 };
+        env.linear_width = self.model.linear_bits();
         env.current_vmcs = self.vmx.current_pointer();
         f(&env)
     }

@@ -1,7 +1,7 @@
 //! Events: what is injected when, and what an exit during delivery leaves to do.
 
 use kvm_bindings::*;
-use trapline_irqchip::lapic::LocalApic;
+use trapline_irqchip::lapic::{LocalApic, Time};
 use trapline_softcpu::cpu::{cr0, shadow, vector};
 use trapline_vmx::Field;
 use trapline_vmx::exit::{InterruptionInfo, InterruptionType};
@@ -55,8 +55,7 @@ impl SoftVcpu {
     }
 
     /// Decides what is injected next.
-    pub(super) fn prepare_events(&mut self) -> Due {
-        let time = self.time();
+    pub(super) fn prepare_events(&mut self, time: Time) -> Due {
         let extint = self.wanted.extint.take();
         let open = self.interrupts_open();
         let mailbox = self.mailbox.clone();

@@ -74,7 +74,8 @@ impl SoftVcpu {
             self.eoi = None;
             return Ok(Some(Exit::IoapicEoi { vector }));
         }
-        if self.deadline_passed() {
+        let time = self.time();
+        if self.deadline_passed(time) {
             if let Some(exit) = self.finish_instruction()? {
                 return Ok(Some(exit));
             }
@@ -95,12 +96,12 @@ impl SoftVcpu {
             self.take_init();
             return Ok(None);
         }
-        let due = self.prepare_events();
+        let due = self.prepare_events(time);
         if due == Due::WindowOpen {
             return Ok(Some(Exit::InterruptWindow));
         }
         self.write_windows(due);
-        let timer = self.timer();
+        let timer = self.next_event(self.mailbox.inbox().lapic.as_ref(), time);
         self.enter(timer)
     }
 
@@ -116,8 +117,8 @@ impl SoftVcpu {
         }
     }
 
-    fn deadline_passed(&self) -> bool {
-        self.wanted.deadline.is_some_and(|deadline| self.machine.now() >= deadline)
+    fn deadline_passed(&self, time: Time) -> bool {
+        self.wanted.deadline.is_some_and(|deadline| time.ns >= deadline)
     }
 
     /// How long until something has to be looked at: the local APIC's timer or the board's deadline.
@@ -128,13 +129,6 @@ impl SoftVcpu {
         });
         let deadline = self.wanted.deadline.map(|at| at.saturating_sub(time.ns));
         [timer, deadline].into_iter().flatten().min()
-    }
-
-    /// Nanoseconds to run for, at most.
-    fn timer(&self) -> Option<Nanos> {
-        let time = self.time();
-        let inbox = self.mailbox.inbox();
-        self.next_event(inbox.lapic.as_ref(), time)
     }
 
     /// Enters the guest for at most `timer` nanoseconds, and handles the VM exit.
@@ -221,7 +215,7 @@ impl SoftVcpu {
             }
             // Each of these is looked at by the caller.
             let noticed = mailbox.signals.get() & Signals::INTERRUPT != 0;
-            if noticed || self.deadline_passed() {
+            if noticed || self.deadline_passed(time) {
                 return Ok(None);
             }
             let most = self.next_event(inbox.lapic.as_ref(), time);
