@@ -81,11 +81,7 @@ fn op(kind: PagingKind, step: Step) -> Op {
             }
             // Entry 0 of the tops leads to the window.
             let index = u64::from(index % 8).max(u64::from(TOPS.contains(&table)));
-            if device {
-                Op::DeviceWrite { table, index, entry }
-            } else {
-                Op::Change { table, index, entry }
-            }
+            if device { Op::DeviceWrite { table, index, entry } } else { Op::Change { table, index, entry } }
         }
         Step::LoadCr3(second) => Op::LoadCr3(second),
         Step::Access { place, offset, how, invlpg } => {

@@ -1,7 +1,4 @@
-//! User-mode instructions on the host processor and on ours: random encodings with random registers,
-//! flags and memory must leave the same registers, defined flags and memory. Needs an x86-64 Linux host.
-#![cfg(all(target_arch = "x86_64", target_os = "linux"))]
-#![allow(unsafe_code)]
+//! One instruction, or a few, on the host processor and on ours.
 
 use std::sync::Arc;
 
@@ -13,48 +10,31 @@ use trapline_softcpu::cpu::Activity;
 use trapline_softcpu::cpuid::Model;
 
 /// Where data lies on the host and, identity-mapped, in the guest.
-const DATA: u64 = 0x1000_0000;
-const DATA_LEN: usize = 0x2000;
+pub const DATA: u64 = 0x1000_0000;
+pub const DATA_LEN: usize = 0x2000;
 /// Where the host executes, low enough for 32-bit displacements.
-const HOST_CODE: u64 = 0x3000_0000;
+pub const HOST_CODE: u64 = 0x3000_0000;
 /// Where the code under test lies in the guest.
-const CODE: u64 = 0x20_0000;
-const ARITH: u64 = 0x8d5;
+pub const CODE: u64 = 0x20_0000;
+pub const ARITH: u64 = 0x8d5;
 
 /// xorshift64*.
-struct Rng(u64);
+pub struct Rng(pub u64);
 
 impl Rng {
-    fn next(&mut self) -> u64 {
+    pub fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub fn below(&mut self, n: u64) -> u64 {
         self.next() % n
     }
 
-    /// Bytes that may be an instruction. Most of one-byte space is prefixes and jumps: the two-byte map and
-    /// what VEX encodes get their shares.
-    fn code(&mut self) -> [u8; 15] {
-        let mut bytes = [0u8; 15];
-        bytes.iter_mut().for_each(|b| *b = self.next() as u8);
-        match self.below(6) {
-            0 | 1 => bytes[0] = 0x0f,
-            2 => {
-                bytes[0] = 0xc4;
-                bytes[1] = bytes[1] & 0xe0 | (2 + (bytes[1] & 1));
-                bytes[3] = 0xf0 + bytes[3] % 8;
-            }
-            _ => {}
-        }
-        bytes
-    }
-
     /// Values that matter: small, near the sign bits of every width, or anything.
-    fn value(&mut self) -> u64 {
+    pub fn value(&mut self) -> u64 {
         let edges = [0, 1, 0x7f, 0x80, 0xff, 0x7fff, 0x8000, 0xffff, 0x7fff_ffff, 0x8000_0000, 0xffff_ffff];
         match self.below(4) {
             0 => edges[self.below(edges.len() as u64) as usize],
@@ -66,10 +46,10 @@ impl Rng {
 }
 
 #[derive(Clone, PartialEq, Debug)]
-struct State {
-    regs: [u64; 16],
-    flags: u64,
-    data: Vec<u8>,
+pub struct State {
+    pub regs: [u64; 16],
+    pub flags: u64,
+    pub data: Vec<u8>,
 }
 
 fn map(at: u64, len: usize, prot: i32) -> *mut u8 {
@@ -89,7 +69,7 @@ fn map(at: u64, len: usize, prot: i32) -> *mut u8 {
 }
 
 /// Executes instructions on the host.
-struct Host {
+pub struct Host {
     code: *mut u8,
     data: *mut u8,
     regs: *mut u64,
@@ -100,14 +80,14 @@ const REGS: [AsmRegister64; 16] =
 
 impl Host {
     /// Each test has its own places.
-    fn new(code: u64, data: u64) -> Self {
+    pub fn new(code: u64, data: u64) -> Self {
         let code = map(code, 8192, libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC);
         let data = map(data, DATA_LEN, libc::PROT_READ | libc::PROT_WRITE);
         // The register file lies in the second page of the code mapping.
         Self { code, data, regs: code.wrapping_add(4096).cast() }
     }
 
-    fn run(&mut self, bytes: &[u8], s: &mut State) {
+    pub fn run(&mut self, bytes: &[u8], s: &mut State) {
         let base = self.code as u64;
         let at = |n: usize| qword_ptr(base + 4096 + 8 * n as u64);
         let mut a = CodeAssembler::new(64).unwrap();
@@ -150,7 +130,7 @@ impl Host {
 }
 
 /// Executes instructions on our processor; `false` if it raised an exception.
-fn run_ours(cpu: &mut Cpu, bytes: &[u8], s: &mut State) -> bool {
+pub fn run_ours(cpu: &mut Cpu, bytes: &[u8], s: &mut State) -> bool {
     let mut code = bytes.to_vec();
     code.extend([0xeb, 0xfe]);
     cpu.arena.write_bytes(CODE, &code).unwrap();
@@ -167,7 +147,7 @@ fn run_ours(cpu: &mut Cpu, bytes: &[u8], s: &mut State) -> bool {
     cpu.activity == Activity::Active && cpu.rip == CODE + bytes.len() as u64
 }
 
-fn integer(m: Mnemonic) -> bool {
+pub fn integer(m: Mnemonic) -> bool {
     use Mnemonic as M;
     matches!(
         m,
@@ -304,7 +284,7 @@ fn prepare(i: &Instruction, s: &mut State, rng: &mut Rng) -> bool {
 }
 
 /// Ours, in 64-bit mode with the first GiB mapped, and what it can do.
-fn processor() -> (Cpu, Arc<Model>) {
+pub fn processor() -> (Cpu, Arc<Model>) {
     let arena = Arc::new(Arena::new(DATA + (1 << 20), &ArenaOptions::default()).unwrap());
     arena.write_u64(0x1000, 0x2007).unwrap();
     arena.write_u64(0x2000, 0x87).unwrap();
@@ -314,127 +294,63 @@ fn processor() -> (Cpu, Arc<Model>) {
     (cpu, model)
 }
 
-#[test]
-fn integer_instructions_agree_with_the_host() {
-    let (mut cpu, model) = processor();
-    let mut host = Host::new(HOST_CODE, DATA);
-    let mut rng = Rng(0x9e37_79b9_7f4a_7c15);
-    let (mut tried, mut ran) = (0u32, 0u32);
-    let mut wrong = Vec::new();
-    while ran < 80_000 && tried < 20_000_000 {
-        tried += 1;
-        let bytes = rng.code();
-        let i = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE).decode();
-        if i.is_invalid() || !integer(i.mnemonic()) || !model.supports(&i) {
-            continue;
-        }
-        let bytes = &bytes[..i.len()];
-        let mut s = State { regs: [0; 16], flags: rng.next() & ARITH, data: vec![0; DATA_LEN] };
-        s.regs.iter_mut().for_each(|r| *r = rng.value());
-        s.data.iter_mut().for_each(|b| *b = rng.next() as u8);
-        let undefined_result =
-            matches!(i.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd) && operand_bytes(&i) == 2;
-        if undefined_result || !prepare(&i, &mut s, &mut rng) {
-            continue;
-        }
-        let before = s.clone();
-        let mut ours = s.clone();
-        if !run_ours(&mut cpu, bytes, &mut ours) {
-            // Division errors are the only exceptions these instructions have.
-            if !matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) {
-                wrong.push(format!("{i} {bytes:02x?}: exception\n  before {:x?}", before.regs));
-            }
-            continue;
-        }
-        host.run(bytes, &mut s);
-        ran += 1;
-        s.regs[4] = ours.regs[4];
-        let defined = ARITH & !u64::from(undefined(&i));
-        let flags_agree = (s.flags ^ ours.flags) & defined == 0;
-        if s.regs != ours.regs || !flags_agree || s.data != ours.data {
-            wrong.push(format!(
-                "{i} {bytes:02x?}: flags {:x} host {:x} ours {:x} data {}\n  before {:x?}\n  host   {:x?}\n  ours   {:x?}",
-                before.flags, s.flags, ours.flags, s.data == ours.data, before.regs, s.regs, ours.regs
-            ));
-        }
-        if wrong.len() > 12 {
-            break;
-        }
+/// Runs one instruction, in a state made of `rng`, on both. `None` where it is none of the integer ones that both
+/// can execute; otherwise how they differ.
+pub fn compare(
+    cpu: &mut Cpu,
+    host: &mut Host,
+    model: &Model,
+    bytes: &[u8],
+    rng: &mut Rng,
+) -> Option<Result<(), String>> {
+    let i = Decoder::with_ip(64, bytes, CODE, DecoderOptions::NONE).decode();
+    if i.is_invalid() || !integer(i.mnemonic()) || !model.supports(&i) {
+        return None;
     }
-    assert!(wrong.is_empty(), "after {ran} instructions:\n{}", wrong.join("\n"));
-    assert!(ran > 20_000, "only {ran} of {tried} encodings could be run");
-}
-
-/// Several instructions are one block, in which flags that nobody seems to need are not worked out.
-#[test]
-fn integer_sequences_agree_with_the_host() {
-    let (mut cpu, model) = processor();
-    let mut host = Host::new(HOST_CODE + 0x10_0000, DATA + 0x10_0000);
-    let mut rng = Rng(0x2545_f491_4f6c_dd1d);
-    let mut ran = 0u32;
-    while ran < 20_000 {
-        let (mut bytes, mut text, mut unknown) = (Vec::new(), Vec::new(), 0);
-        for _ in 0..2 + rng.below(5) {
-            let Some((i, code)) = register_instruction(&model, &mut rng, unknown) else { continue };
-            let by_cl = i.op_count() > 1 && i.op1_register() == Register::CL;
-            let known = if by_cl { 0 } else { arith(i.rflags_modified()) & !undefined(&i) };
-            unknown = unknown & !known | undefined(&i);
-            bytes.extend(code);
-            text.push(i.to_string());
-        }
-        let mut s = State { regs: [0; 16], flags: rng.next() & ARITH, data: vec![0; DATA_LEN] };
-        s.regs.iter_mut().for_each(|r| *r = rng.value());
-        let (before, mut ours) = (s.clone(), s.clone());
-        assert!(run_ours(&mut cpu, &bytes, &mut ours), "{text:?}");
-        host.run(&bytes, &mut s);
-        s.regs[4] = ours.regs[4];
-        let flags_agree = (s.flags ^ ours.flags) & ARITH & !u64::from(unknown) == 0;
-        assert!(
-            s.regs == ours.regs && flags_agree,
-            "{text:?}: flags {:x} host {:x} ours {:x}\n  before {:x?}\n  host   {:x?}\n  ours   {:x?}",
-            before.flags,
-            s.flags,
-            ours.flags,
-            before.regs,
-            s.regs,
-            ours.regs
-        );
-        ran += 1;
+    let bytes = &bytes[..i.len()];
+    let mut s = State { regs: [0; 16], flags: rng.next() & ARITH, data: vec![0; DATA_LEN] };
+    s.regs.iter_mut().for_each(|r| *r = rng.value());
+    s.data.iter_mut().for_each(|b| *b = rng.next() as u8);
+    let undefined_result = matches!(i.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd) && operand_bytes(&i) == 2;
+    if undefined_result || !prepare(&i, &mut s, rng) {
+        return None;
     }
-}
-
-/// A random instruction without memory operand that always completes, whose result is defined and depends
-/// on no flag in `unknown`.
-fn register_instruction(model: &Model, rng: &mut Rng, unknown: u32) -> Option<(Instruction, Vec<u8>)> {
-    let bytes = rng.code();
-    let i = Decoder::with_ip(64, &bytes, CODE, DecoderOptions::NONE).decode();
-    let stack = |n| i.op_kind(n) == OpKind::Register && i.op_register(n).full_register() == Register::RSP;
-    let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
-    let special = |n| {
-        let r = i.op_register(n);
-        i.op_kind(n) == OpKind::Register && (r.is_segment_register() || r.is_cr() || r.is_dr())
-    };
-    use Mnemonic as M;
-    let odd = matches!(i.mnemonic(), M::Div | M::Idiv | M::Shld | M::Shrd | M::Bsf | M::Bsr)
-        || i.mnemonic() == M::Bswap && operand_bytes(&i) == 2;
-    let usable = !i.is_invalid()
-        && integer(i.mnemonic())
-        && model.supports(&i)
-        && !memory
-        && !odd
-        && !(0..i.op_count()).any(|n| stack(n) || special(n))
-        && arith(i.rflags_read()) & unknown == 0;
-    usable.then(|| (i, bytes[..i.len()].to_vec()))
+    let before = s.clone();
+    let mut ours = s.clone();
+    if !run_ours(cpu, bytes, &mut ours) {
+        // Division errors are the only exceptions these instructions have.
+        return match i.mnemonic() {
+            Mnemonic::Div | Mnemonic::Idiv => None,
+            _ => Some(Err(format!("{i} {bytes:02x?}: exception\n  before {:x?}", before.regs))),
+        };
+    }
+    host.run(bytes, &mut s);
+    s.regs[4] = ours.regs[4];
+    let defined = ARITH & !u64::from(undefined(&i));
+    let flags_agree = (s.flags ^ ours.flags) & defined == 0;
+    if s.regs == ours.regs && flags_agree && s.data == ours.data {
+        return Some(Ok(()));
+    }
+    Some(Err(format!(
+        "{i} {bytes:02x?}: flags {:x} host {:x} ours {:x} data {}\n  before {:x?}\n  host   {:x?}\n  ours   {:x?}",
+        before.flags,
+        s.flags,
+        ours.flags,
+        s.data == ours.data,
+        before.regs,
+        s.regs,
+        ours.regs
+    )))
 }
 
 /// The arithmetic flags of iced's set, as in RFLAGS.
-fn arith(flags: u32) -> u32 {
+pub fn arith(flags: u32) -> u32 {
     use iced_x86::RflagsBits as R;
     let pairs = [(R::OF, 0x800), (R::SF, 0x80), (R::ZF, 0x40), (R::AF, 0x10), (R::CF, 1), (R::PF, 4)];
     pairs.iter().filter(|(f, _)| flags & f != 0).fold(0, |m, (_, b)| m | b)
 }
 
-fn operand_bytes(i: &Instruction) -> usize {
+pub fn operand_bytes(i: &Instruction) -> usize {
     match i.op0_kind() {
         OpKind::Register => i.op0_register().size(),
         _ => i.memory_size().size(),
@@ -442,7 +358,7 @@ fn operand_bytes(i: &Instruction) -> usize {
 }
 
 /// RFLAGS bits that the instruction leaves undefined.
-fn undefined(i: &Instruction) -> u32 {
+pub fn undefined(i: &Instruction) -> u32 {
     let mut mask = arith(i.rflags_undefined());
     use Mnemonic as M;
     match i.mnemonic() {
