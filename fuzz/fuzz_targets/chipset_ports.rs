@@ -1,5 +1,5 @@
 //! Any script on the UART, the RTC, the i8042, the ACPI power-management block, the HPET, the parallel port, the
-//! DMA controllers, the SMBus and flash.
+//! DMA controllers, the SMBus, flash, and the devices of one or two registers.
 #![no_main]
 
 use std::sync::{Arc, Mutex};
@@ -8,8 +8,8 @@ use std::time::Duration;
 use libfuzzer_sys::fuzz_target;
 use trapline_chipset::hpet::LegacyLines;
 use trapline_chipset::{
-    A20Gate, AcpiPm, AcpiPmConfig, Dma, Hpet, I8042, Key, MouseButtons, Parallel, Pflash, Rtc, Smbus,
-    SystemEvent, SystemEvents, Uart, pflash,
+    A20Gate, AcpiPm, AcpiPmConfig, DebugCon, DebugExit, Dma, Hpet, I8042, Key, MouseButtons, Parallel,
+    PcTestdev, Pflash, Port92, PostCode, ResetControl, Rtc, Smbus, SystemEvent, SystemEvents, Uart, pflash,
 };
 use trapline_device::DmaMemory;
 use trapline_fuzz::script::{Extent, Step, run};
@@ -25,6 +25,12 @@ enum Input {
     Dma(Vec<Step>),
     Smbus(Vec<Step>),
     Pflash(Vec<Step>),
+    Port92(Vec<Step>),
+    ResetControl(Vec<Step>),
+    PostCode(Vec<Step>),
+    DebugExit(Vec<Step>),
+    DebugCon(Vec<Step>),
+    PcTestdev(Vec<Step>),
 }
 
 /// Resets and power-offs that nobody heeds.
@@ -89,9 +95,15 @@ fn acpi_pm(steps: &[Step]) {
         steps,
         Extent { regions: 5, offsets: 6 },
         |world| AcpiPm::new(AcpiPmConfig::default(), world.line(1), world.clock.clone(), events.clone()),
-        |pm, [what, gpe, ..]| match what % 3 {
+        |pm, [what, gpe, ..]| match what % 6 {
             0 => pm.press_power_button(),
             1 => pm.press_sleep_button(),
+            2 => pm.rtc_alarm(),
+            3 => pm.wake(),
+            4 => {
+                pm.reset_by_wake();
+                assert!(!pm.acpi_enabled());
+            }
             _ => pm.raise_gpe(gpe),
         },
     );
@@ -166,5 +178,30 @@ fuzz_target!(|input: Input| match input {
     ),
     Input::Dma(steps) => run(&steps, Extent { regions: 4, offsets: 33 }, |_| Dma::new(), |_, _| {}),
     Input::Pflash(steps) => pflash(&steps),
+    Input::Port92(steps) => run(
+        &steps,
+        Extent { regions: 1, offsets: 2 },
+        |_| Port92::new(Arc::new(A20Gate::new(Arc::new(Ignored))), Arc::new(Ignored)),
+        |_, _| {},
+    ),
+    Input::ResetControl(steps) => {
+        run(&steps, Extent { regions: 1, offsets: 2 }, |_| ResetControl::new(Arc::new(Ignored)), |_, _| {});
+    }
+    Input::PostCode(steps) => run(&steps, Extent { regions: 1, offsets: 2 }, |_| PostCode::new(), |_, _| {}),
+    Input::DebugExit(steps) => {
+        run(&steps, Extent { regions: 1, offsets: 5 }, |_| DebugExit::new(Arc::new(Ignored)), |_, _| {});
+    }
+    Input::DebugCon(steps) => run(
+        &steps,
+        Extent { regions: 1, offsets: 2 },
+        |_| DebugCon::new(Box::new(std::io::sink())),
+        |_, _| {},
+    ),
+    Input::PcTestdev(steps) => run(
+        &steps,
+        Extent { regions: 4, offsets: 0x1004 },
+        |world| PcTestdev::new(world.outside.clone()),
+        |_, _| {},
+    ),
     Input::Smbus(steps) => run(&steps, Extent { regions: 1, offsets: 17 }, |_| Smbus::new(), |_, _| {}),
 });

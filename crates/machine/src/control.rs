@@ -212,3 +212,32 @@ impl SystemEvents for Control {
 pub(crate) fn event_fd() -> Result<EventFd> {
     EventFd::new(EFD_NONBLOCK).map_err(|e: io::Error| Error::host("eventfd")(e))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_button_ends_this_sleep_and_not_the_next() {
+        let control = Control::new().unwrap();
+        control.button_pressed();
+        assert!(!control.stopping());
+        control.fall_asleep();
+        control.button_pressed();
+        assert_eq!(control.take().unwrap().unwrap(), Outcome::Suspended);
+        control.button_pressed(); // once more, before the machine is awake
+        control.awake();
+        assert!(!control.stopping() && control.take().is_none());
+    }
+
+    #[test]
+    fn the_user_ends_a_sleep_that_a_button_has_ended() {
+        let control = Control::new().unwrap();
+        control.fall_asleep();
+        control.button_pressed();
+        control.user_quit();
+        control.awake();
+        assert!(control.stopping());
+        assert_eq!(control.take().unwrap().unwrap(), Outcome::UserQuit);
+    }
+}
