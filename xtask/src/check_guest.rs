@@ -250,10 +250,19 @@ impl Guest {
         })
     }
 
-    /// Boots from disk, and kills the virtual machine while the guest writes.
+    /// Boots from disk, to a shell in the place of systemd, and kills the virtual machine while the guest writes.
     fn kill(&self, name: &str, pc: &Pc, overlay: &disk::Overlay) -> Result<()> {
         self.boot(name, pc, |mut session| {
-            self.log_in(&mut session, "\r")?;
+            session.expect("executed automatically")?;
+            session.send("c")?;
+            let kernel = "linux /vmlinuz root=/dev/sda1 rw console=ttyS0 init=/bin/sh\r";
+            for command in [kernel, "initrd /initrd.img\r", "boot\r"] {
+                session.expect("grub>")?;
+                session.send(command)?;
+            }
+            session.expect("job control turned off")?;
+            session.take_shell()?;
+            self.report(&session, "shell");
             crash::kill(session, overlay)
         })
     }

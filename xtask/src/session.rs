@@ -113,6 +113,11 @@ impl Session {
         self.send("root\r")?;
         self.expect("Password: ")?;
         self.send(&format!("{password}\r"))?;
+        self.take_shell()
+    }
+
+    /// Makes of the shell that is about to prompt one that echoes and prompts no more.
+    pub fn take_shell(&mut self) -> Result<()> {
         self.expect("# ")?;
         // Kernel messages would come in between. Nothing more is typed before the shell that edits lines is gone:
         // it has the terminal in a mode of its own.
