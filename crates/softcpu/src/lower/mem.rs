@@ -131,7 +131,8 @@ fn extend(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
     if is_mem(i, 1) {
         let ea = l.mem(i, &mut op);
         op.run = match (sign, d, s) {
-            (false, 2, _) => by_ea!(ea, mem::movzx_rm::<u16, u8>) as Handler,
+            (false, 2, 1) => by_ea!(ea, mem::movzx_rm::<u16, u8>) as Handler,
+            (false, 2, _) => by_ea!(ea, mem::movzx_rm::<u16, u16>),
             // A 64-bit destination is a 32-bit one that is zero-extended.
             (false, _, 1) => by_ea!(ea, mem::movzx_rm::<u32, u8>),
             (false, _, _) => by_ea!(ea, mem::movzx_rm::<u32, u16>),
@@ -148,7 +149,8 @@ fn extend(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
         op.r2 = reg(i.op1_register());
         l.pure = true;
         op.run = match (sign, d, s) {
-            (false, 2, _) => mem::movzx_rr::<u16, u8>,
+            (false, 2, 1) => mem::movzx_rr::<u16, u8>,
+            (false, 2, _) => mem::movzx_rr::<u16, u16>,
             (false, _, 1) => mem::movzx_rr::<u32, u8>,
             (false, _, _) => mem::movzx_rr::<u32, u16>,
             (true, 2, 1) => mem::movsx_rr::<u16, u8>,

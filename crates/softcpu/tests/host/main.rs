@@ -34,6 +34,12 @@ fn integer_instructions_agree_with_the_host() {
     let (mut cpu, model) = processor();
     let mut host = Host::new(HOST_CODE, DATA);
     let mut rng = Rng(0x9e37_79b9_7f4a_7c15);
+    // What the fuzz target `host_instructions` found: MOVZX r16, r/m16.
+    let rare: [&[u8]; 2] = [&[0x66, 0x0f, 0xb7, 0xf3], &[0x66, 0x0f, 0xb7, 0xb3, 0xb3, 0x2f, 0x0f, 0x4a]];
+    for bytes in rare.into_iter().cycle().take(100) {
+        let result = compare(&mut cpu, &mut host, &model, bytes, &mut rng);
+        assert_eq!(result, Some(Ok(())));
+    }
     let (mut tried, mut ran) = (0u32, 0u32);
     let mut wrong = Vec::new();
     while ran < 80_000 && tried < 20_000_000 && wrong.len() <= 12 {
