@@ -122,6 +122,63 @@ proptest! {
     }
 }
 
+/// INVLPG in an address space that shares a table with another and was not entered since CR3 was loaded.
+#[test]
+fn invlpg_before_the_first_entry() {
+    let access = Access { write: false, fetch: false, user: false, implicit: false, ac: false };
+    // Linear 0x4020_1123, as `address` makes it.
+    let through = |invlpg, gva| Op::Access { gva, invlpg, access };
+    let ops = [
+        Op::Change { table: 0x1_5000, index: 1, entry: 0x1_0003 },
+        Op::DeviceWrite { table: 0x1_0000, index: 1, entry: 0x1_5063 },
+        Op::Change { table: TOPS[0], index: 1, entry: 0x1_5001 },
+        Op::LoadCr3(false),
+        through(false, 214),
+        Op::Change { table: TOPS[0], index: 2, entry: 0x1_0003 },
+        Op::LoadCr3(false),
+        Op::DeviceWrite { table: 0x1_5000, index: 1, entry: 0x2_2004 },
+        through(true, 86),
+    ];
+    let setup = Setup { processors: 1, few_pages: false, flags: 0, pkru: 0 };
+    run(PagingKind::Pae { pdptes: [0; 4] }, setup, &ops.map(|op| (0, op)));
+}
+
+/// Two entries lead to the same table: INVLPG of one address must not hide that the other is cached as well.
+#[test]
+fn invlpg_of_two_addresses_that_one_entry_translates() {
+    let access = Access { write: false, fetch: false, user: false, implicit: false, ac: false };
+    // Linear 0x4020_1123 and 0x8020_1123, as `address` makes them.
+    let through = |invlpg, gva| Op::Access { gva, invlpg, access };
+    let ops = [
+        Op::DeviceWrite { table: 0x1_7000, index: 1, entry: 0x1_5067 },
+        Op::Change { table: TOPS[1], index: 2, entry: 0x1_4001 },
+        Op::Change { table: TOPS[1], index: 1, entry: 0x1_4001 },
+        Op::DeviceWrite { table: 0x1_4000, index: 1, entry: 0x1_7005 },
+        Op::LoadCr3(true),
+        through(false, 210),
+        Op::Change { table: 0x1_7000, index: 1, entry: 0x1_2002 },
+        through(true, 195),
+        through(true, 66),
+    ];
+    let setup = Setup { processors: 1, few_pages: false, flags: 0, pkru: 0 };
+    run(PagingKind::Pae { pdptes: [0; 4] }, setup, &ops.map(|op| (0, op)));
+}
+
+/// CR0.WP is clear, and the page's protection key disables writes: only for those that obey CR0.WP.
+#[test]
+fn a_supervisor_write_that_the_protection_key_would_deny_is_emulated() {
+    let access = Access { ac: true, ..Access::WRITE };
+    let ops = [
+        Op::DeviceWrite { table: 0x1_5000, index: 1, entry: 0x1_5007 },
+        Op::Change { table: TOPS[0], index: 3, entry: 0x1_3067 },
+        Op::Change { table: 0x1_5000, index: 2, entry: 0x1_1067 },
+        Op::Change { table: 0x1_3000, index: 1, entry: 0x1_5007 },
+        Op::Access { gva: 147, invlpg: true, access },
+    ];
+    let setup = Setup { processors: 1, few_pages: false, flags: PagingFlags::PKE.bits(), pkru: 2 };
+    run(PagingKind::Level4, setup, &ops.map(|op| (0, op)));
+}
+
 /// One processor, with the window.
 fn machine(kind: PagingKind) -> Machine {
     let mut machine = Machine::new(kind, 1, 64);

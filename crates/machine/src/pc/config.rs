@@ -92,7 +92,7 @@ impl Default for VgaOptions {
     }
 }
 
-/// What a [`Pc`] is made from.
+/// What a [`Pc`](super::Pc) is made from.
 pub struct PcConfig {
     /// Memory, processors, the engine, the serial port.
     pub machine: MachineConfig,

@@ -5,7 +5,7 @@ use super::sources::offset_in;
 use super::tables::{ENTRIES, Full, Index, Key, Source, WRITABLE, place, span};
 use super::watch::Watch;
 use super::{Root, Shadow, ShadowAction, ShadowRam, Top};
-use crate::paging::{self, Access, PageEntry, PagingMode, WalkError};
+use crate::paging::{self, Access, Leaf, PageEntry, PagingFlags, PagingMode, WalkError};
 use crate::table::{PageAllocator, TableMemory};
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -42,7 +42,7 @@ impl<A: PageAllocator> Shadow<A> {
         };
         if access.write {
             let rights = Rights::ALL.with(Rights::WRITE, leaf.writable).with(Rights::USER, leaf.user);
-            if !Format::of(mode).may_write(rights) {
+            if !Format::of(mode).may_write(rights) || only_without_wp(mode, leaf, access) {
                 return Ok(ShadowAction::EmulateWrite(leaf.gpa));
             }
             let page = leaf.gpa & !(PAGE - 1);
@@ -209,6 +209,12 @@ impl<A: PageAllocator> Shadow<A> {
             && !self.sources.watch.is_protected(hpa);
         self.set_leaf(table, at, bits(hpa, rights, write, protection_key), 0);
     }
+}
+
+/// Whether a protection key would deny the write if CR0.WP were set, as it is on shadow tables.
+fn only_without_wp(mode: &PagingMode, leaf: Leaf, access: Access) -> bool {
+    let strict = PagingMode { flags: mode.flags | PagingFlags::WRITE_PROTECT, ..*mode };
+    Leaf { writable: true, ..leaf }.permits(&strict, access).is_err()
 }
 
 /// What an entry of a guest table above the lowest leads to. `None`: to no memory.

@@ -90,8 +90,8 @@ pub enum ShadowAction {
     /// There is no RAM at this guest-physical address, or it is a write to ROM: emulate the access.
     Mmio(u64),
     /// Emulate the write to RAM at this guest-physical address, and report it to [`Watch::wrote`]: the
-    /// guest, its CR0.WP clear, writes to a read-only user page, which page tables used with CR0.WP set
-    /// cannot allow.
+    /// guest, its CR0.WP clear, writes to a read-only user page, or to one whose protection key disables
+    /// writes, which page tables used with CR0.WP set cannot allow.
     EmulateWrite(u64),
 }
 
@@ -210,9 +210,16 @@ impl<A: PageAllocator> Shadow<A> {
 
     fn invalidate(&mut self, ram: &impl ShadowRam, mode: &PagingMode, gva: u64) -> Removed {
         let key = key(mode);
-        let root = self.roots.iter().find(|root| root.key == key);
-        let Some(mut table) = root.and_then(|root| root.first_table(gva)) else { return Removed::Nothing };
+        let Some(root) = self.roots.iter().find(|root| root.key == key) else {
+            // Not entered yet since CR3 was loaded: its top will be made of tables that others have made.
+            self.bring_up_to_date(ram);
+            return Removed::Nothing;
+        };
+        let Some(mut table) = root.first_table(gva) else { return Removed::Nothing };
+        // The same entry may translate other addresses of this address space.
+        let mut shared = false;
         loop {
+            shared |= self.tables.is_shared(table);
             let Key { level, source, .. } = self.tables.get(table).key;
             let Source::Guest { hpa, part, format } = source else { return Removed::Nothing };
             let at = place(level, gva);
@@ -222,7 +229,7 @@ impl<A: PageAllocator> Shadow<A> {
             let changed =
                 self.renew_if_stale(ram, table, at, now) | self.renew_if_stale(ram, table, twin, now);
             match self.tables.below(table, at) {
-                _ if changed && level == 0 => return Removed::Page,
+                _ if changed && level == 0 && !shared => return Removed::Page,
                 _ if changed => return Removed::More,
                 Some(below) => table = below,
                 None => return Removed::Nothing,

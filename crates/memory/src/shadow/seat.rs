@@ -32,7 +32,7 @@ pub enum Forget {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Removed {
     Nothing,
-    /// The translation of one page of 4 KiB.
+    /// The translation of one page of 4 KiB, at one address.
     Page,
     More,
 }

@@ -206,6 +206,11 @@ impl<A: PageAllocator> Tables<A> {
         self.get_mut(table).references += 1;
     }
 
+    /// Whether more than one entry or root leads to `table`.
+    pub fn is_shared(&self, table: Index) -> bool {
+        self.get(table).references > 1
+    }
+
     /// Somebody does not lead to `table` any more. If nobody does, it goes, and with it what only it led
     /// to; `gone` is told which.
     pub fn drop_hold(&mut self, table: Index, gone: &mut Gone<'_>) {

@@ -176,7 +176,9 @@ impl Machine {
             Ok(leaf) if leaf.gpa >= RAM => Err(ShadowAction::Mmio(leaf.gpa)),
             Ok(leaf) => {
                 let wp = mode.flags.contains(PagingFlags::WRITE_PROTECT);
-                if access.write && !leaf.writable && !wp && leaf.user {
+                let strict = PagingMode { flags: mode.flags | PagingFlags::WRITE_PROTECT, ..*mode };
+                let key = Leaf { writable: true, ..leaf }.permits(&strict, access).is_err();
+                if access.write && !wp && (!leaf.writable && leaf.user || key) {
                     return Err(ShadowAction::EmulateWrite(leaf.gpa));
                 }
                 Ok(leaf.gpa)
