@@ -98,7 +98,7 @@ pub struct PcConfig {
     pub machine: MachineConfig,
     /// What the processor starts with.
     pub start: Start,
-    /// Disks and CD-ROMs: at most [`DRIVES`].
+    /// Disks and CD-ROMs: at most [`DRIVES`](super::DRIVES).
     pub drives: Vec<DriveConfig>,
     /// What the firmware tries, best first.
     pub boot: Vec<BootDevice>,
