@@ -12,7 +12,6 @@
 
 mod common;
 
-use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,7 +20,7 @@ use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use common::{KernelOptions, MachineOptions};
 use trapline::machine::pc::{BootDevice, DriveConfig, Firmware, Start, VgaOptions};
-use trapline::machine::{KernelConfig, Outcome, Pc, PcConfig};
+use trapline::machine::{KernelConfig, Outcome, OutputFile, Pc, PcConfig};
 
 /// Starts a PC. Ctrl-A X ends it.
 #[derive(Parser)]
@@ -113,18 +112,14 @@ fn start(cli: &Cli) -> anyhow::Result<Start> {
     }
 }
 
-/// A file for output. It is opened before the machine is made, so that what cannot be written is said at once, and
-/// emptied by the caller afterwards: if there is no machine, nothing is lost.
-fn output(path: Option<&Path>) -> anyhow::Result<Option<File>> {
-    let open = |path: &Path| {
-        let file = File::options().write(true).create(true).truncate(false).open(path);
-        file.with_context(|| format!("cannot write to {}", path.display()))
-    };
+/// A file for output.
+fn output(path: Option<&Path>) -> anyhow::Result<Option<OutputFile>> {
+    let open = |path| OutputFile::open(path).with_context(|| format!("cannot write to {}", path.display()));
     path.map(open).transpose()
 }
 
 /// The same as something that a device writes to.
-fn writer(file: &Option<File>) -> anyhow::Result<Option<Box<dyn Write + Send>>> {
+fn writer(file: &Option<OutputFile>) -> anyhow::Result<Option<Box<dyn Write + Send>>> {
     Ok(match file {
         Some(file) => Some(Box::new(file.try_clone()?)),
         None => None,
@@ -151,9 +146,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
     config.reboot = !cli.no_reboot;
     let mut machine = Pc::new(config)?;
     for file in [&screen_dump, &debug_console, &parallel].into_iter().flatten() {
-        if file.metadata()?.is_file() {
-            file.set_len(0)?;
-        }
+        file.empty().context("cannot empty a file for output")?;
     }
     machine.remote().quit_on_signals()?;
     if let Some(path) = machine.serial_path() {

@@ -23,7 +23,7 @@ use crate::run::{Board, Routes, Shared, run_vcpu};
 use crate::stats::{self, Stats};
 use crate::timers::{Timers, Touched};
 use crate::trace::{TracedLines, TracedMessages, Tracks};
-use crate::{Error, Result, host};
+use crate::{Error, OutputFile, Result, host};
 
 /// Locks; a device whose earlier user panicked is used on as it is.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -46,6 +46,7 @@ pub(crate) struct Core {
     profile: bool,
     pub(crate) tracks: Option<Tracks>,
     input: Option<InputFile>,
+    serial_file: Option<OutputFile>,
     serial_path: Option<String>,
     serial_peer: Option<File>,
 }
@@ -78,8 +79,8 @@ impl Core {
         let vcpus = make_vcpus(&*vm, cpus)?;
         let control = Control::new()?;
         control.set_kickers(vcpus.iter().map(|vcpu| vcpu.kicker()).collect());
-        let tracks = trace.map(|path| Tracks::create(&path, clock.clone(), cpus)).transpose()?;
-        let Port { output, input, path, peer } = serial.open()?;
+        let tracks = trace.map(|path| Tracks::open(&path, clock.clone(), cpus)).transpose()?;
+        let Port { output, input, file, path, peer } = serial.open()?;
         let touched = Touched::default();
         let console = Console::new(output, control.clone(), clock.clone(), touched.clone());
         let intr = Arc::new(Intr::default());
@@ -99,6 +100,7 @@ impl Core {
             profile,
             tracks,
             input,
+            serial_file: file,
             serial_path: path,
             serial_peer: peer,
         })
@@ -164,6 +166,8 @@ pub(crate) struct Chassis {
     watches: Vec<Watch>,
     console: Console,
     input: Option<Input>,
+    /// Until the first run.
+    serial_file: Option<OutputFile>,
     serial_path: Option<String>,
     /// See [`Port::peer`].
     _serial_peer: Option<File>,
@@ -189,6 +193,7 @@ impl Chassis {
             profile,
             tracks,
             input,
+            serial_file,
             serial_path,
             serial_peer,
         } = core;
@@ -213,6 +218,7 @@ impl Chassis {
             watches,
             console,
             input,
+            serial_file,
             serial_path,
             _serial_peer: serial_peer,
             profiles,
@@ -225,6 +231,7 @@ impl Chassis {
     /// Runs the guest until it ends, or somebody ends it. The calling thread serves the host's side; each
     /// processor gets a thread of its own.
     pub(crate) fn run(&mut self) -> Result<Outcome> {
+        self.start_outputs()?;
         // Restored when this function is left, in whichever way.
         let _raw = self.input.as_ref().map(Input::raw_mode).transpose()?;
         let (start, cpu) = (Instant::now(), host::cpu_time());
@@ -262,6 +269,14 @@ impl Chassis {
             (None, Some(ended)) => ended,
             (None, None) => Ok(Outcome::UserQuit),
         }
+    }
+
+    /// Empties the files for output, when the machine first runs.
+    fn start_outputs(&mut self) -> Result<()> {
+        if let Some(file) = self.serial_file.take() {
+            file.empty().map_err(Error::host("cannot empty the file of the serial port"))?;
+        }
+        self.shared.tracks.as_ref().map_or(Ok(()), Tracks::start)
     }
 
     /// Serves the host's side while no processor runs, until somebody ends that.

@@ -15,7 +15,6 @@
 //! the guest.
 
 use std::fmt::Write as _;
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -26,7 +25,7 @@ use trapline_disk::{Observer, Op};
 use trapline_vcpu::{Answer, Exit};
 
 use crate::chassis::lock;
-use crate::{Error, Result};
+use crate::{Error, OutputFile, Result};
 
 /// Bytes of the buffer in front of the file.
 const BUFFER: usize = 256 << 10;
@@ -40,10 +39,10 @@ pub(crate) struct Tracks {
 }
 
 impl Tracks {
-    /// A new file, and tracks for so many processors.
-    pub(crate) fn create(path: &Path, clock: Arc<dyn Clock>, cpus: u32) -> Result<Self> {
+    /// A trace to a file, and tracks for so many processors.
+    pub(crate) fn open(path: &Path, clock: Arc<dyn Clock>, cpus: u32) -> Result<Self> {
         let failed = |source| Error::Trace { path: path.to_owned(), source };
-        let trace = Trace::create(path, clock).map_err(failed)?;
+        let trace = Trace::open(path, clock).map_err(failed)?;
         let vcpus = (0..cpus).map(|id| trace.track(&format!("vcpu {id}"))).collect();
         let (interrupts, timers) = (trace.track("interrupts"), trace.track("timers"));
         Ok(Self { trace, vcpus, interrupts, timers })
@@ -57,6 +56,11 @@ impl Tracks {
     /// A track for a drive.
     pub(crate) fn drive(&self, index: usize) -> Track {
         self.trace.track(&format!("drive {index}"))
+    }
+
+    /// Begins the trace, unless it has begun: until now there was nothing but names of tracks.
+    pub(crate) fn start(&self) -> Result<()> {
+        lock(&self.trace.out).start().map_err(Error::host("cannot empty the trace's file"))
     }
 
     /// Ends the trace. Later events are dropped.
@@ -74,13 +78,23 @@ struct Trace {
 
 struct Output {
     /// `None`: the trace has ended.
-    file: Option<BufWriter<File>>,
+    file: Option<BufWriter<OutputFile>>,
+    /// The file is the trace's: what was in it before is gone.
+    started: bool,
     /// The line under construction.
     line: String,
     any: bool,
 }
 
 impl Output {
+    fn start(&mut self) -> io::Result<()> {
+        if let Some(file) = self.file.as_ref().filter(|_| !self.started) {
+            file.get_ref().empty()?;
+            self.started = true;
+        }
+        Ok(())
+    }
+
     /// Adds an event that is in `line`.
     fn put(&mut self) {
         let Some(file) = &mut self.file else { return };
@@ -95,6 +109,11 @@ impl Output {
 
     fn close(&mut self) {
         let Some(mut file) = self.file.take() else { return };
+        if !self.started {
+            // Not even what is in the buffer.
+            let _ = file.into_parts();
+            return;
+        }
         let end = if self.any { "\n]\n" } else { "[]\n" };
         if let Err(e) = file.write_all(end.as_bytes()).and_then(|()| file.flush()) {
             tracing::warn!("the end of the trace is lost: {e}");
@@ -103,10 +122,10 @@ impl Output {
 }
 
 impl Trace {
-    /// A trace to a new file.
-    fn create(path: &Path, clock: Arc<dyn Clock>) -> io::Result<Arc<Self>> {
-        let file = Some(BufWriter::with_capacity(BUFFER, File::create(path)?));
-        let out = Mutex::new(Output { file, line: String::new(), any: false });
+    /// A trace to a file.
+    fn open(path: &Path, clock: Arc<dyn Clock>) -> io::Result<Arc<Self>> {
+        let file = Some(BufWriter::with_capacity(BUFFER, OutputFile::open(path)?));
+        let out = Mutex::new(Output { file, started: false, line: String::new(), any: false });
         Ok(Arc::new(Self { clock, out, tracks: AtomicU32::new(0) }))
     }
 
@@ -363,7 +382,8 @@ mod tests {
     fn written(work: impl FnOnce(&Arc<Trace>, &FakeClock)) -> String {
         let file = tempfile::NamedTempFile::new().unwrap();
         let clock = Arc::new(FakeClock::default());
-        let trace = Trace::create(file.path(), clock.clone()).unwrap();
+        let trace = Trace::open(file.path(), clock.clone()).unwrap();
+        lock(&trace.out).start().unwrap();
         work(&trace, &clock);
         trace.close();
         std::fs::read_to_string(file.path()).unwrap()

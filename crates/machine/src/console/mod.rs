@@ -16,7 +16,7 @@ pub(crate) use input::Input;
 pub(crate) use output::{Console, Flusher};
 
 use crate::host::{self, RawTerminal};
-use crate::{Error, Result};
+use crate::{Error, OutputFile, Result};
 use output::Sink;
 
 /// The host's end of a serial port.
@@ -26,7 +26,7 @@ pub enum Serial {
     /// the run, Ctrl-A Ctrl-A sends one Ctrl-A; also when the input is no terminal.
     #[default]
     Stdio,
-    /// Output goes to a file, which is emptied first; there is no input.
+    /// Output goes to a file, which is emptied when the machine first runs; there is no input.
     File(PathBuf),
     /// A new pseudo-terminal: see [`Microvm::serial_path`](crate::Microvm::serial_path). Output that
     /// nobody reads is dropped once its buffer is full.
@@ -82,6 +82,8 @@ impl FromStr for Serial {
 pub(crate) struct Port {
     pub(crate) output: Sink,
     pub(crate) input: Option<InputFile>,
+    /// The file behind the output, to be emptied when the machine first runs.
+    pub(crate) file: Option<OutputFile>,
     /// The path of the other end of a pseudo-terminal.
     pub(crate) path: Option<String>,
     /// The other end, held open so that output does not fail while nobody else has it open.
@@ -107,7 +109,7 @@ impl InputFile {
 
 impl Serial {
     pub(crate) fn open(self) -> Result<Port> {
-        let port = |output, input| Port { output, input, path: None, peer: None };
+        let port = |output, input| Port { output, input, file: None, path: None, peer: None };
         match self {
             Self::Stdio => {
                 let own =
@@ -118,15 +120,16 @@ impl Serial {
             }
             Self::File(path) => {
                 let what = format!("cannot write serial output to {}", path.display());
-                let file = File::create(&path).map_err(Error::host(what))?;
-                Ok(port(Sink::Other(Box::new(file)), None))
+                let open = || OutputFile::open(&path).and_then(|file| Ok((file.try_clone()?, file)));
+                let (output, file) = open().map_err(Error::host(what))?;
+                Ok(Port { file: Some(file), ..port(Sink::Other(Box::new(output)), None) })
             }
             Self::Pty => {
                 let (master, slave, path) = host::open_pty().map_err(Error::host("pseudo-terminal"))?;
                 let output = master.try_clone().map_err(Error::host("pseudo-terminal"))?;
                 let input = Some(InputFile { file: master, escapes: false });
                 let output = Sink::Other(Box::new(output));
-                Ok(Port { output, input, path: Some(path), peer: Some(slave) })
+                Ok(Port { path: Some(path), peer: Some(slave), ..port(output, input) })
             }
             Self::Unix(path) => {
                 let what = format!("cannot connect the serial port to {}", path.display());

@@ -8,6 +8,7 @@ mod harness;
 mod hostile;
 mod kernel;
 mod keyboard;
+mod outputs;
 mod refusals;
 mod saved;
 mod suspend;
