@@ -43,6 +43,46 @@ fn rom(folder: &Path) {
 }
 
 #[test]
+fn files_that_cannot_be_used_are_named_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    rom(folder);
+    std::fs::write(folder.join("disk"), [0; 512]).unwrap();
+    let disk = &["--disk", "file=disk,format=raw"][..];
+    let cases: &[(&[&str], &str)] = &[
+        (&["--firmware", "none"], "cannot use firmware none: No such file or directory (os error 2)"),
+        (&["--vars", "no/vars"], "cannot use variables no/vars: No such file or directory (os error 2)"),
+        (
+            &["--disk", "file=none,format=raw"],
+            "cannot open disk none: No such file or directory (os error 2)",
+        ),
+        (&["--cdrom", "none"], "cannot open disk none: No such file or directory (os error 2)"),
+        (
+            &["--disk", "file=disk"],
+            "cannot open disk disk: the format of a writable disk must be named (raw or qcow2)",
+        ),
+        (&["--disk", "file=disk,format=qcow2"], "cannot open disk disk: not a qcow2 image"),
+        (&[disk, disk].concat(), "cannot open disk disk: in use by another disk"),
+        (&["--kernel", "none"], "cannot open kernel \"none\": no such file"),
+        (&["--kernel", "rom"], "kernel \"rom\""),
+        (
+            &["--serial", "file:no/log"],
+            "cannot write serial output to no/log: No such file or directory (os error 2)",
+        ),
+        (
+            &["--trace", "exits=no/trace"],
+            "cannot write the trace to no/trace: No such file or directory (os error 2)",
+        ),
+        (&["--parallel", "no/file"], "cannot write to no/file: No such file or directory (os error 2)"),
+    ];
+    for (args, expected) in cases {
+        let firmware = if args.contains(&"--firmware") { &[][..] } else { &["--firmware", "rom"] };
+        let said = refusal(folder, &[firmware, args].concat());
+        assert!(said.starts_with(&format!("error: {expected}")), "{args:?}: {said}");
+    }
+}
+
+#[test]
 fn files_for_output_are_emptied_only_if_there_is_a_machine() {
     const FILES: [&str; 5] = ["serial", "trace", "screen", "debug", "printer"];
     let folder = tempfile::tempdir().unwrap();
@@ -64,7 +104,7 @@ fn files_for_output_are_emptied_only_if_there_is_a_machine() {
     // The last is looked for when all else is there.
     for wrong in [["--disk", "file=none,format=raw"], ["--cdrom", "none"], ["--kernel", "none"]] {
         let said = refusal(folder, &[&outputs[..], &wrong].concat());
-        assert!(said.contains("none"), "{said}");
+        assert_eq!(said.matches("none").count(), 1, "{said}");
         assert_eq!(contents(), [OLD.as_bytes(); 5], "{wrong:?}");
     }
     let ran = pc(folder, &outputs);

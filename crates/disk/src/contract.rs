@@ -2,12 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The unit in which guests address disks unless a disk says otherwise, in bytes.
 pub const SECTOR_SIZE: u64 = 512;
 
 /// Why a disk could not do what was asked.
+///
+/// When a disk cannot be opened the image is not named, as the caller knows it, but a backing file is.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DiskError {
@@ -33,6 +36,12 @@ pub enum DiskError {
         #[source]
         source: io::Error,
     },
+    /// The host does not let the file be opened.
+    #[error(transparent)]
+    Open(io::Error),
+    /// Another disk has the file locked.
+    #[error("in use by another disk")]
+    InUse,
     /// The image is damaged or was made to look so; it says where.
     #[error("the image is corrupt: {0}")]
     Corrupt(String),
@@ -44,11 +53,19 @@ pub enum DiskError {
     WrongFormat(&'static str),
     /// A writable file was given without naming its format: to guess would let a guest that writes
     /// an image header into its raw disk choose what the host opens next time.
-    #[error("{0}: the format of a writable disk must be named (raw or qcow2)")]
-    FormatNeeded(String),
+    #[error("the format of a writable disk must be named (raw or qcow2)")]
+    FormatNeeded,
     /// The image names a backing file that the options do not allow.
     #[error("{0}")]
     BackingRefused(String),
+    /// A backing file cannot be opened.
+    #[error("backing file {}: {source}", path.display())]
+    Backing {
+        /// The file that is at fault.
+        path: PathBuf,
+        /// Why.
+        source: Box<DiskError>,
+    },
     /// An option makes no sense: the message says which.
     #[error("{0}")]
     InvalidOption(String),

@@ -146,20 +146,19 @@ impl HostFile {
             options.custom_flags(libc::O_DIRECT);
         }
         // Before opening: to open a FIFO would wait for its other end.
-        let meta = std::fs::metadata(path).map_err(|e| open_error(path, cache, e))?;
-        check_type(path, &meta)?;
-        let file = options.open(path).map_err(|e| open_error(path, cache, e))?;
+        let meta = std::fs::metadata(path).map_err(DiskError::Open)?;
+        check_type(&meta)?;
+        let file = options.open(path).map_err(|e| open_error(cache, e))?;
         Self::from_file(file, path, read_only, cache, lock)
     }
 
     /// Takes over an open file, which must have been opened to suit `read_only` and `cache`.
     pub fn from_file(file: File, path: &Path, read_only: bool, cache: CacheMode, lock: bool) -> Result<Self> {
-        let meta = file.metadata().map_err(|e| DiskError::io(path.display().to_string(), e))?;
+        let meta = file.metadata().map_err(DiskError::Open)?;
         let is_block = meta.file_type().is_block_device();
-        check_type(path, &meta)?;
+        check_type(&meta)?;
         if lock && !is_block {
-            lock_file(&file, read_only)
-                .map_err(|e| DiskError::io(format!("{}: in use by another disk", path.display()), e))?;
+            lock_file(&file, read_only)?;
         }
         let (logical, physical) = if is_block { block_sectors(meta.rdev()) } else { (512, FILE_ALIGN) };
         let align = match cache.is_direct() {
@@ -260,7 +259,7 @@ const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 const BOUNCE: usize = 1 << 20;
 
 /// Locks a file, or leaves it where the file system has no locks.
-fn lock_file(file: &File, shared: bool) -> io::Result<()> {
+fn lock_file(file: &File, shared: bool) -> Result<()> {
     // A child that this process is about to start holds copies of its files, and with them locks
     // that were given up here, until it has called exec. So a short patience.
     for _ in 0..LOCK_TRIES {
@@ -269,24 +268,22 @@ fn lock_file(file: &File, shared: bool) -> io::Result<()> {
             Err(TryLockError::Error(_)) | Ok(()) => return Ok(()),
         }
     }
-    Err(io::ErrorKind::WouldBlock.into())
+    Err(DiskError::InUse)
 }
 
-fn check_type(path: &Path, meta: &Metadata) -> Result<()> {
+fn check_type(meta: &Metadata) -> Result<()> {
     if meta.is_file() || meta.file_type().is_block_device() {
         return Ok(());
     }
-    Err(DiskError::Unsupported(format!("{}: neither a regular file nor a block device", path.display())))
+    Err(DiskError::Unsupported("neither a regular file nor a block device".into()))
 }
 
-fn open_error(path: &Path, cache: CacheMode, e: io::Error) -> DiskError {
+fn open_error(cache: CacheMode, e: io::Error) -> DiskError {
     if cache.is_direct() && e.raw_os_error() == Some(libc::EINVAL) {
-        return DiskError::Unsupported(format!(
-            "{}: its file system has no O_DIRECT, which the cache modes none and directsync need",
-            path.display()
-        ));
+        let why = "its file system has no O_DIRECT, which the cache modes none and directsync need";
+        return DiskError::Unsupported(why.into());
     }
-    DiskError::io(path.display().to_string(), e)
+    DiskError::Open(e)
 }
 
 /// Logical and physical sector size of a block device, from sysfs.

@@ -98,7 +98,7 @@ impl OpenOptions {
 pub fn open(options: &OpenOptions) -> Result<Arc<dyn Disk>> {
     let read_only = options.read_only || options.snapshot;
     if options.format.is_none() && !read_only {
-        return Err(DiskError::FormatNeeded(options.path.display().to_string()));
+        return Err(DiskError::FormatNeeded);
     }
     let root = match &options.backing {
         BackingPolicy::SameFolder => Some(folder(&real(&options.path)?)),
@@ -106,7 +106,8 @@ pub fn open(options: &OpenOptions) -> Result<Arc<dyn Disk>> {
         BackingPolicy::Any | BackingPolicy::Refuse => None,
     };
     let mut chain = Chain { options, root, seen: Vec::new() };
-    let disk = chain.open(&options.path, options.format, read_only, options.internal_snapshot.as_deref())?;
+    let disk =
+        chain.open(real(&options.path)?, options.format, read_only, options.internal_snapshot.as_deref())?;
     if options.snapshot && !options.read_only { overlay(disk) } else { Ok(disk) }
 }
 
@@ -124,7 +125,7 @@ pub fn overlay(base: Arc<dyn Disk>) -> Result<Arc<dyn Disk>> {
 
 /// The path without links.
 fn real(path: &Path) -> Result<PathBuf> {
-    path.canonicalize().map_err(|e| DiskError::io(path.display().to_string(), e))
+    path.canonicalize().map_err(DiskError::Open)
 }
 
 fn folder(path: &Path) -> PathBuf {
@@ -142,17 +143,11 @@ struct Chain<'a> {
 impl Chain<'_> {
     fn open(
         &mut self,
-        path: &Path,
+        path: PathBuf,
         format: Option<Format>,
         read_only: bool,
         snapshot: Option<&str>,
     ) -> Result<Arc<dyn Disk>> {
-        let path = real(path)?;
-        if self.seen.contains(&path) || self.seen.len() >= MAX_CHAIN {
-            let why =
-                format!("{}: the backing chain is a loop or has more than {MAX_CHAIN} files", path.display());
-            return Err(DiskError::BackingRefused(why));
-        }
         self.seen.push(path.clone());
         let OpenOptions { cache, lock, punch_holes, .. } = *self.options;
         let storage = Arc::new(HostFile::open(&path, read_only, cache, lock)?);
@@ -179,9 +174,7 @@ impl Chain<'_> {
 
     fn open_backing(&mut self, image: &Path, info: &Qcow2Info, named: bool) -> Result<Option<Arc<dyn Disk>>> {
         let Some(name) = &info.backing_file else { return Ok(None) };
-        let refuse = |why: &str| {
-            Err(DiskError::BackingRefused(format!("{}: backing file {name:?}: {why}", image.display())))
-        };
+        let refuse = |why: &str| Err(DiskError::BackingRefused(format!("backing file {name:?}: {why}")));
         if self.options.backing == BackingPolicy::Refuse {
             return refuse("backing files are not allowed");
         }
@@ -192,11 +185,23 @@ impl Chain<'_> {
             return refuse("only paths are supported");
         }
         let format = info.backing_format.as_deref().map(str::parse).transpose()?;
-        let path = real(&folder(image).join(name))?;
+        let path = folder(image).join(name);
+        let path = real(&path).map_err(|e| in_backing(path, e))?;
         if self.root.as_ref().is_some_and(|root| !path.starts_with(root)) {
             return refuse("outside the folder that backing files may lie in");
         }
-        self.open(&path, format, true, None).map(Some)
+        if self.seen.contains(&path) || self.seen.len() >= MAX_CHAIN {
+            return refuse(&format!("the backing chain is a loop or has more than {MAX_CHAIN} files"));
+        }
+        self.open(path.clone(), format, true, None).map(Some).map_err(|e| in_backing(path, e))
+    }
+}
+
+/// Says which backing file is at fault; of a chain, the one that is.
+fn in_backing(path: PathBuf, error: DiskError) -> DiskError {
+    match error {
+        DiskError::Backing { .. } => error,
+        source => DiskError::Backing { path, source: Box::new(source) },
     }
 }
 

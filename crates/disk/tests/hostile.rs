@@ -179,7 +179,45 @@ fn a_chain_that_bites_its_tail() {
     with_backing(&folder.path().join("b.qcow2"), "a.qcow2");
     let mut options = named(folder.path().join("a.qcow2"));
     options.read_only = true;
-    assert!(matches!(open(&options), Err(DiskError::BackingRefused(_))));
+    let error = open(&options).err().expect("a loop");
+    assert!(
+        matches!(&error, DiskError::Backing { source, .. } if matches!(**source, DiskError::BackingRefused(_)))
+    );
+    assert!(error.to_string().contains("loop"), "{error}");
+}
+
+/// Whoever opens a disk knows its name, and says it; of a backing file only the disk knows.
+#[test]
+fn errors_name_the_file_at_fault_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    std::fs::write(file("text"), "#!/bin/sh\n").unwrap();
+    with_backing(&file("orphan"), "nobody");
+    with_backing(&file("top"), "orphan");
+    with_backing(&file("wrong"), "text");
+    with_backing(&file("base"), "wrong");
+    with_backing(&file("far"), "/dev/zero");
+    let base = folder.path().canonicalize().unwrap();
+    let of = |name: &str, why: &str| format!("backing file {}: {why}", base.join(name).display());
+    let gone = "No such file or directory (os error 2)";
+    let outside = "backing file \"/dev/zero\": outside the folder that backing files may lie in";
+    for (name, expected) in [
+        ("nobody", gone.to_owned()),
+        ("", "not supported: neither a regular file nor a block device".into()),
+        ("text", "not a qcow2 image".into()),
+        ("orphan", of("nobody", gone)),
+        ("top", of("nobody", gone)),
+        ("wrong", of("text", "not a qcow2 image")),
+        ("base", of("text", "not a qcow2 image")),
+        ("far", outside.into()),
+    ] {
+        assert_eq!(open(&named(file(name))).err().expect(name).to_string(), expected, "{name}");
+    }
+    std::fs::write(file("good"), image()).unwrap();
+    let _first = open(&named(file("good"))).unwrap();
+    assert_eq!(open(&named(file("good"))).err().unwrap().to_string(), "in use by another disk");
+    let unnamed = open(&OpenOptions::new(file("good"))).err().unwrap().to_string();
+    assert_eq!(unnamed, "the format of a writable disk must be named (raw or qcow2)");
 }
 
 #[test]
@@ -188,7 +226,7 @@ fn a_raw_disk_with_an_image_header_stays_raw() {
     let path = folder.path().join("disk.raw");
     std::fs::write(&path, vec![0; 1 << 20]).unwrap();
     let mut options = OpenOptions::new(&path);
-    assert!(matches!(open(&options), Err(DiskError::FormatNeeded(_))));
+    assert!(matches!(open(&options), Err(DiskError::FormatNeeded)));
     options.format = Some(Format::Raw);
     let disk = open(&options).unwrap();
     disk.write(0, &image()[..4096]).unwrap();
@@ -198,5 +236,5 @@ fn a_raw_disk_with_an_image_header_stays_raw() {
     assert!(content(&*disk)[..4096] == image()[..4096]);
     drop(disk);
     options.format = None;
-    assert!(matches!(open(&options), Err(DiskError::FormatNeeded(_))));
+    assert!(matches!(open(&options), Err(DiskError::FormatNeeded)));
 }

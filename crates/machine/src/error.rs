@@ -68,6 +68,14 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// The file that keeps the firmware's variables.
+    #[error("cannot use variables {}: {why}", path.display())]
+    Variables {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A disk cannot be opened.
     #[error("cannot open disk {}: {source}", path.display())]
     Disk {

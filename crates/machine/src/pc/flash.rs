@@ -34,13 +34,13 @@ impl Variables {
     /// The content, and the file that keeps it.
     fn open(&self) -> Result<(Vec<u8>, Option<File>)> {
         let read = |path: &Path| {
-            std::fs::read(path).map_err(|e| Error::Firmware { path: path.to_owned(), why: e.to_string() })
+            std::fs::read(path).map_err(|e| Error::Variables { path: path.to_owned(), why: e.to_string() })
         };
         let (path, template) = match self {
             Self::Volatile(template) => return Ok((read(template)?, None)),
             Self::File { path, template } => (path, template),
         };
-        let failed = |why: String| Error::Firmware { path: path.clone(), why };
+        let failed = |why: String| Error::Variables { path: path.clone(), why };
         if let Some(template) = template.as_ref().filter(|_| !path.exists()) {
             std::fs::write(path, read(template)?).map_err(|e| failed(e.to_string()))?;
         }
@@ -78,7 +78,7 @@ impl Flash {
         if size == 0 || size > MOST || !size.is_multiple_of(BLOCK) {
             let (Variables::Volatile(path) | Variables::File { path, .. }) = variables;
             let why = format!("{size} bytes; expected a multiple of 4 KiB, at most 8 MiB");
-            return Err(Error::Firmware { path: path.clone(), why });
+            return Err(Error::Variables { path: path.clone(), why });
         }
         let memory = ram.add_device_memory(size)?;
         memory.write(0, &content);

@@ -36,7 +36,7 @@ fn impossible_machines_are_refused_in_one_line() {
         (with(firmware(&file("empty", 0)), |_| {}), "0 bytes; expected a multiple of 4 KiB"),
         (with(firmware(&file("large", 16 << 20)), |_| {}), "at most 8 MiB"),
         (with(Start::Kernel(KernelConfig::new("/nowhere/vmlinuz")), |_| {}), "no such file"),
-        (drives(vec![raw("/nowhere/disk")]), "cannot open disk /nowhere/disk"),
+        (drives(vec![raw("/nowhere/disk")]), "cannot open disk /nowhere/disk: No such file or directory"),
         (drives(vec![DriveConfig::disk(OpenOptions::new(&image))]), "the format of a writable disk"),
         (drives(vec![raw(&image), raw(&image)]), "disk.img"),
         (drives(vec![cdrom(1), cdrom(1)]), "two drives have index 1"),
