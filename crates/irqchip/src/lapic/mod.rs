@@ -36,6 +36,8 @@ pub use regs::reg;
 pub use state::LapicState;
 pub use timer::{BUS_HZ, Deadline, Time};
 
+use serde::{Deserialize, Serialize};
+
 use crate::message::{ApicAddress, ApicMode, DeliveryMode};
 use lvt::Lvt;
 use timer::Timer;
@@ -95,8 +97,8 @@ mod svr {
 
 const DFR_FLAT: u32 = 0xffff_ffff;
 
-/// One local APIC.
-#[derive(Clone, Debug)]
+/// One local APIC. It is data: [`LapicState`] is what to keep it in, as [`LocalApic::restore`] checks that.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalApic {
     id: u32,
     /// The ID in xAPIC mode, which software may change.

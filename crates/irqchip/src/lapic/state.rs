@@ -3,77 +3,24 @@
 use serde::{Deserialize, Serialize};
 use trapline_device::RestoreError;
 
-use super::lvt::Lvt;
 use super::regs::DIVIDE_WRITABLE;
-use super::timer::{Run, Time, Timer};
-use super::vectors::Vectors;
+use super::timer::{Run, Time};
 use super::{LocalApic, base, svr};
 
-/// Saved state of a [`LocalApic`]. What the timer has left is relative to the moment of saving; a TSC
+/// Saved state of a [`LocalApic`]: all of it. What the timer has left is relative to the moment of saving; a TSC
 /// deadline is absolute, as the TSC is saved with the processor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LapicState {
-    id: u32,
-    xapic_id: u8,
-    base: u64,
-    tpr: u8,
-    ldr: u32,
-    dfr: u32,
-    svr: u32,
-    isr: Vectors,
-    tmr: Vectors,
-    irr: Vectors,
-    esr: u32,
-    esr_pending: u32,
-    icr: u64,
-    lvt: Lvt,
-    timer: Timer,
-    lint: [bool; 2],
-}
+pub struct LapicState(LocalApic);
 
 impl LocalApic {
     /// Takes the state. Not `SaveRestore`: a local APIC has no clock of its own, so the time is
     /// handed in.
     pub fn save(&self, time: Time) -> LapicState {
-        let Self {
-            id,
-            xapic_id,
-            base,
-            tpr,
-            ldr,
-            dfr,
-            svr,
-            isr,
-            tmr,
-            irr,
-            esr,
-            esr_pending,
-            icr,
-            lvt,
-            mut timer,
-            lint,
-        } = self.clone();
-        if let Run::Counting(expiry) = &mut timer.run {
+        let mut apic = self.clone();
+        if let Run::Counting(expiry) = &mut apic.timer.run {
             *expiry = expiry.saturating_sub(time.ns);
         }
-        LapicState {
-            id,
-            xapic_id,
-            base,
-            tpr,
-            ldr,
-            dfr,
-            svr,
-            isr,
-            tmr,
-            irr,
-            esr,
-            esr_pending,
-            icr,
-            lvt,
-            timer,
-            lint,
-        }
+        LapicState(apic)
     }
 
     /// Puts a state back.
@@ -81,56 +28,21 @@ impl LocalApic {
     /// # Errors
     /// When the state is another local APIC's, or one that none can be in.
     pub fn restore(&mut self, state: LapicState, time: Time) -> Result<(), RestoreError> {
-        if let Some(what) = state.invalid(self) {
+        let LapicState(mut apic) = state;
+        if let Some(what) = apic.invalid(self.id) {
             return Err(RestoreError { device: "lapic", what });
         }
-        let LapicState {
-            id,
-            xapic_id,
-            base,
-            tpr,
-            ldr,
-            dfr,
-            svr,
-            isr,
-            tmr,
-            irr,
-            esr,
-            esr_pending,
-            icr,
-            lvt,
-            mut timer,
-            lint,
-        } = state;
-        if let Run::Counting(expiry) = &mut timer.run {
+        if let Run::Counting(expiry) = &mut apic.timer.run {
             *expiry = expiry.saturating_add(time.ns);
         }
-        *self = Self {
-            id,
-            xapic_id,
-            base,
-            tpr,
-            ldr,
-            dfr,
-            svr,
-            isr,
-            tmr,
-            irr,
-            esr,
-            esr_pending,
-            icr,
-            lvt,
-            timer,
-            lint,
-        };
+        *self = apic;
         Ok(())
     }
-}
 
-impl LapicState {
-    fn invalid(&self, apic: &LocalApic) -> Option<String> {
-        if self.id != apic.id {
-            return Some(format!("is that of APIC ID {}, not {}", self.id, apic.id));
+    /// Why the local APIC with this ID cannot be in this state, if so.
+    fn invalid(&self, id: u32) -> Option<String> {
+        if self.id != id {
+            return Some(format!("is that of APIC ID {}, not {id}", self.id));
         }
         if base::mode(self.base).is_none() {
             return Some(format!("IA32_APIC_BASE {:#x} has a mode that does not exist", self.base));
