@@ -59,9 +59,7 @@ impl Machine {
         for page in 0..512 {
             machine.write(PT + 8 * page, page << 12 | 7);
         }
-        let mut a = CodeAssembler::new(64).unwrap();
-        code(&mut a).unwrap();
-        machine.ram.arena().write_bytes(CODE, &a.assemble(CODE).unwrap()).unwrap();
+        machine.code_at(CODE, code);
         machine.long_mode();
         machine
     }
@@ -103,12 +101,17 @@ impl Machine {
         self.vcpu.run(Entry::default()).unwrap()
     }
 
-    /// Runs to the end of the test, without any other exit.
-    fn finish(&mut self) -> kvm_regs {
+    /// Runs to a write to a port, without any other exit.
+    fn run_to(&mut self, expected: u16) -> kvm_regs {
         let exit = self.step();
         let regs = self.vcpu.regs().unwrap();
-        assert!(matches!(exit, Exit::PioWrite { port: DONE, .. }), "{exit:x?} {regs:#x?}");
+        assert!(matches!(exit, Exit::PioWrite { port, .. } if port == expected), "{exit:x?} {regs:#x?}");
         regs
+    }
+
+    /// Runs to the end of the test.
+    fn finish(&mut self) -> kvm_regs {
+        self.run_to(DONE)
     }
 
     fn count(&self, name: &str) -> u64 {
@@ -118,6 +121,24 @@ impl Machine {
 
 fn done(a: &mut CodeAssembler) -> Result {
     a.out(u32::from(DONE), al)
+}
+
+/// Writes of the kernel may go to read-only pages.
+fn clear_wp(a: &mut CodeAssembler) -> Result {
+    a.mov(rax, cr0)?;
+    a.and(eax, !(1 << 16))?;
+    a.mov(cr0, rax)
+}
+
+/// Reads [`DATA`] so often that nobody expects its tables to change.
+fn use_often(a: &mut CodeAssembler) -> Result {
+    a.mov(rdi, DATA)?;
+    for _ in 0..6 {
+        a.mov(rbx, qword_ptr(rdi))?;
+        a.mov(rax, cr3)?;
+        a.mov(cr3, rax)?;
+    }
+    Ok(())
 }
 
 fn wrmsr(a: &mut CodeAssembler, index: u32, value: u32) -> Result {
@@ -153,9 +174,7 @@ fn tables_are_filled_by_page_faults_and_kept_across_cr3_loads() {
 #[test]
 fn control_registers_read_back() {
     let mut m = Machine::new(|a| {
-        a.mov(rax, cr0)?;
-        a.and(eax, !(1 << 16))?;
-        a.mov(cr0, rax)?;
+        clear_wp(a)?;
         a.mov(r8, cr0)?;
         a.mov(rax, cr4)?;
         a.or(eax, 0x80)?;
@@ -221,9 +240,7 @@ fn impossible_control_registers_are_refused() {
 #[test]
 fn kernels_without_write_protection_write_to_read_only_pages() {
     let mut m = Machine::new(|a| {
-        a.mov(rax, cr0)?;
-        a.and(eax, !(1 << 16))?;
-        a.mov(cr0, rax)?;
+        clear_wp(a)?;
         a.mov(rdi, DATA)?;
         a.mov(rbx, qword_ptr(rdi))?;
         a.mov(qword_ptr(rdi), 0x11)?;
@@ -265,16 +282,8 @@ fn kernels_without_write_protection_write_to_read_only_pages() {
 #[test]
 fn tables_in_read_only_pages_are_followed() {
     let mut m = Machine::new(|a| {
-        a.mov(rax, cr0)?;
-        a.and(eax, !(1 << 16))?;
-        a.mov(cr0, rax)?;
-        a.mov(rdi, DATA)?;
-        // Used often enough that nobody expects it to change.
-        for _ in 0..6 {
-            a.mov(rbx, qword_ptr(rdi))?;
-            a.mov(rax, cr3)?;
-            a.mov(cr3, rax)?;
-        }
+        clear_wp(a)?;
+        use_often(a)?;
         a.mov(rdx, (DATA + 0x1000) | 5)?;
         a.mov(qword_ptr(PT + 8 * (DATA >> 12)), rdx)?;
         a.invlpg(byte_ptr(rdi))?;
@@ -292,12 +301,7 @@ fn tables_in_read_only_pages_are_followed() {
 #[test]
 fn dma_into_tables_is_seen_after_a_flush() {
     let mut m = Machine::new(|a| {
-        a.mov(rdi, DATA)?;
-        for _ in 0..6 {
-            a.mov(rbx, qword_ptr(rdi))?;
-            a.mov(rax, cr3)?;
-            a.mov(cr3, rax)?;
-        }
+        use_often(a)?;
         a.out(0x80, al)?;
         a.mov(rax, cr3)?;
         a.mov(cr3, rax)?;
@@ -306,7 +310,7 @@ fn dma_into_tables_is_seen_after_a_flush() {
     });
     m.write(DATA, 1);
     m.write(DATA + 0x1000, 2);
-    assert!(matches!(m.step(), Exit::PioWrite { port: 0x80, .. }));
+    m.run_to(0x80);
     let entry = (DATA + 0x1000) | 7;
     m.ram.memory().write_obj(entry, GuestAddress(PT + 8 * (DATA >> 12))).unwrap();
     let regs = m.finish();
@@ -446,19 +450,17 @@ fn nmis_stay_blocked_through_a_fault_of_iret() {
         a.out(0x81, al)?;
         a.iretq()
     });
-    assert!(matches!(m.step(), Exit::PioWrite { port: 0x80, .. }));
+    m.run_to(0x80);
     m.vcpu.inject_nmi().unwrap();
-    assert!(matches!(m.step(), Exit::PioWrite { port: 0x81, .. }));
-    let stack = m.vcpu.regs().unwrap().r9;
+    let stack = m.run_to(0x81).r9;
     let mut frame = [0; 40];
     m.ram.arena().read_bytes(stack, &mut frame).unwrap();
     m.ram.arena().write_bytes(DATA + 0x3_0000, &frame).unwrap();
     // It waits for the first to end.
     m.vcpu.inject_nmi().unwrap();
     let before = m.count("filled");
-    assert!(matches!(m.step(), Exit::PioWrite { port: 0x81, .. }));
+    let regs = m.run_to(0x81);
     assert!(m.count("filled") > before, "the frame was read");
-    let regs = m.vcpu.regs().unwrap();
     assert_eq!((regs.r8, regs.r9), (2, stack), "the second one came behind IRET");
 }
 
@@ -508,19 +510,14 @@ fn too_small_a_root_area_is_refused() {
 #[test]
 fn changes_made_without_paging_are_seen() {
     let mut m = Machine::new(|a| {
-        a.mov(rdi, DATA)?;
-        for _ in 0..6 {
-            a.mov(rbx, qword_ptr(rdi))?;
-            a.mov(rax, cr3)?;
-            a.mov(cr3, rax)?;
-        }
+        use_often(a)?;
         a.out(0x80, al)?;
         a.mov(rcx, qword_ptr(rdi))?;
         done(a)
     });
     m.write(DATA, 1);
     m.write(DATA + 0x1000, 2);
-    assert!(matches!(m.step(), Exit::PioWrite { port: 0x80, .. }));
+    m.run_to(0x80);
     assert_eq!(m.vcpu.complete(trapline_vcpu::Answer::None).unwrap(), None);
     let (regs, sregs) = (m.vcpu.regs().unwrap(), m.vcpu.sregs().unwrap());
     // In real mode, at another place.
