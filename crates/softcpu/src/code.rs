@@ -147,7 +147,7 @@ fn stale_filler() -> Op {
 }
 
 /// The handler of every operation of an invalidated block.
-fn stale(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn stale(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.rip = cpu.ip(&op);
     cpu.icount += u64::from(op.nth);
     Flow::Lookup

@@ -13,10 +13,11 @@ use std::ptr::NonNull;
 use crate::cpu::{Cpu, RBLOCK, Stop, seg};
 
 /// Executes one operation and those after it; says why it came back.
-pub type Handler = fn(&mut Cpu, OpRef) -> Flow;
+pub type Handler = extern "C-unwind" fn(&mut Cpu, OpRef) -> Flow;
 
 /// Why a chain of operations ended. `Cpu::rip` is then the next instruction's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
 pub enum Flow {
     /// Find the block at `rip` (indirect branch, end of a long block, asynchronous event pending).
     Lookup,
@@ -171,7 +172,7 @@ impl Cpu {
 macro_rules! handler {
     (next: $body:path => $name:ident) => {
         #[doc = concat!("Handler of [`", stringify!($body), "`].")]
-        pub fn $name(cpu: &mut $crate::cpu::Cpu, op: $crate::op::OpRef) -> $crate::op::Flow {
+        pub extern "C-unwind" fn $name(cpu: &mut $crate::cpu::Cpu, op: $crate::op::OpRef) -> $crate::op::Flow {
             match $body(cpu, &op) {
                 Ok(()) => $crate::op::next(cpu, op),
                 Err(s) => $crate::op::stop(cpu, op, s),
@@ -180,7 +181,7 @@ macro_rules! handler {
     };
     (sync: $body:path => $name:ident) => {
         #[doc = concat!("Handler of [`", stringify!($body), "`]; ends the block.")]
-        pub fn $name(cpu: &mut $crate::cpu::Cpu, op: $crate::op::OpRef) -> $crate::op::Flow {
+        pub extern "C-unwind" fn $name(cpu: &mut $crate::cpu::Cpu, op: $crate::op::OpRef) -> $crate::op::Flow {
             match $body(cpu, &op) {
                 Ok(()) => $crate::op::sync(cpu, op),
                 Err(s) => $crate::op::stop(cpu, op, s),
@@ -189,7 +190,7 @@ macro_rules! handler {
     };
     (jump: $body:path => $name:ident) => {
         #[doc = concat!("Handler of [`", stringify!($body), "`], which sets `Cpu::rip`.")]
-        pub fn $name(cpu: &mut $crate::cpu::Cpu, op: $crate::op::OpRef) -> $crate::op::Flow {
+        pub extern "C-unwind" fn $name(cpu: &mut $crate::cpu::Cpu, op: $crate::op::OpRef) -> $crate::op::Flow {
             match $body(cpu, &op) {
                 Ok(()) => $crate::op::jumped(cpu, op, $crate::op::Flow::Sync),
                 Err(s) => $crate::op::stop(cpu, op, s),

@@ -8,7 +8,7 @@ use crate::flags::bits;
 use crate::op::{Flow, OpRef};
 
 /// IRET, IRETD, IRETQ.
-pub(crate) fn iret(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub(crate) extern "C-unwind" fn iret(cpu: &mut Cpu, op: OpRef) -> Flow {
     let back = cpu.ip_after(&op);
     cpu.iret_unblocks_nmi();
     let done = cpu.interrupt_return(op.operand_size(), back);

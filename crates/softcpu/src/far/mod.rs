@@ -35,13 +35,13 @@ fn flow(cpu: &mut Cpu, op: OpRef, done: Result<Landed, Stop>) -> Flow {
 }
 
 /// JMP (`CALL` false) and CALL to a far pointer: offset in `imm`, selector in `disp`.
-pub(crate) fn direct<const CALL: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub(crate) extern "C-unwind" fn direct<const CALL: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let done = cpu.far_transfer(&op, op.disp as u16, op.imm, CALL);
     flow(cpu, op, done)
 }
 
 /// JMP and CALL through a far pointer in memory.
-pub(crate) fn indirect<const CALL: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub(crate) extern "C-unwind" fn indirect<const CALL: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let done = load_pointer(cpu, &op).and_then(|(sel, offset)| cpu.far_transfer(&op, sel, offset, CALL));
     flow(cpu, op, done)
 }
@@ -58,7 +58,7 @@ fn load_pointer(cpu: &mut Cpu, op: &Op) -> Result<(u16, u64), Stop> {
 }
 
 /// Far RET; `imm` bytes of arguments are released.
-pub(crate) fn ret(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub(crate) extern "C-unwind" fn ret(cpu: &mut Cpu, op: OpRef) -> Flow {
     let done = cpu.far_return(op.operand_size(), op.imm).map(|()| Landed::Well);
     flow(cpu, op, done)
 }

@@ -92,7 +92,7 @@ alu! {
 }
 
 /// Register with register.
-pub fn rr<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn rr<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let (a, b) = (T::get(cpu, op.r1), T::get(cpu, op.r2));
     let r = A::exec(&mut cpu.flags, a, b);
     if A::WRITES {
@@ -102,7 +102,7 @@ pub fn rr<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// Register with immediate.
-pub fn ri<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn ri<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let a = T::get(cpu, op.r1);
     let r = A::exec(&mut cpu.flags, a, T::of(op.imm));
     if A::WRITES {
@@ -112,7 +112,7 @@ pub fn ri<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// [`rr`] whose flags nobody looks at.
-pub fn rr_quiet<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn rr_quiet<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let (a, b) = (T::get(cpu, op.r1), T::get(cpu, op.r2));
     if A::WRITES {
         A::value(&cpu.flags, a, b).put(cpu, op.r1);
@@ -121,7 +121,7 @@ pub fn rr_quiet<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// [`ri`] whose flags nobody looks at.
-pub fn ri_quiet<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn ri_quiet<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let a = T::get(cpu, op.r1);
     if A::WRITES {
         A::value(&cpu.flags, a, T::of(op.imm)).put(cpu, op.r1);
@@ -130,7 +130,7 @@ pub fn ri_quiet<A: Alu, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// [`rm`] whose flags nobody looks at, where the TLB hits; else as [`rm`].
-pub fn rm_quiet<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn rm_quiet<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_read::<T>(lin)) {
         let a = T::get(cpu, op.r1);
         if A::WRITES {
@@ -142,7 +142,7 @@ pub fn rm_quiet<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -
 }
 
 /// Register with memory.
-pub fn rm<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn rm<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_read::<T>(lin)) {
         let a = T::get(cpu, op.r1);
         let r = A::exec(&mut cpu.flags, a, p.read());
@@ -156,7 +156,7 @@ pub fn rm<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow
 
 #[cold]
 #[inline(never)]
-fn rm_slow<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn rm_slow<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let b: T = match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Read).and_then(|lin| cpu.load(lin)) {
         Ok(b) => b,
         Err(s) => return stop(cpu, op, s),
@@ -189,7 +189,7 @@ fn hit<A: Alu, T: Int + Plain>(cpu: &Cpu, lin: u64) -> Option<HostPtr> {
 }
 
 /// Memory with register.
-pub fn mr<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn mr<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| hit::<A, T>(cpu, lin)) {
         let b = T::get(cpu, op.r2);
         let r = A::exec(&mut cpu.flags, p.read::<T>(), b);
@@ -203,7 +203,7 @@ pub fn mr<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow
 
 #[cold]
 #[inline(never)]
-fn mr_slow<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn mr_slow<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let b = T::get(cpu, op.r2);
     match mem_with::<A, T, E>(cpu, &op, b) {
         Ok(()) => next(cpu, op),
@@ -212,7 +212,7 @@ fn mr_slow<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flo
 }
 
 /// Memory with immediate.
-pub fn mi<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn mi<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| hit::<A, T>(cpu, lin)) {
         let b = T::of(op.imm);
         let r = A::exec(&mut cpu.flags, p.read::<T>(), b);
@@ -226,7 +226,7 @@ pub fn mi<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow
 
 #[cold]
 #[inline(never)]
-fn mi_slow<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn mi_slow<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let b = T::of(op.imm);
     match mem_with::<A, T, E>(cpu, &op, b) {
         Ok(()) => next(cpu, op),
@@ -235,7 +235,7 @@ fn mi_slow<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flo
 }
 
 /// Memory with register or immediate, with LOCK prefix. The register is `r2`, or none if `aux` is 1.
-pub fn locked<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn locked<A: Alu, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match locked_work::<A, T, E>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -294,14 +294,14 @@ unary! {
 }
 
 /// Register.
-pub fn r<U: Unary, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn r<U: Unary, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let a = T::get(cpu, op.r1);
     U::exec(&mut cpu.flags, a).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// [`r`] whose flags nobody looks at.
-pub fn r_quiet<U: Unary, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn r_quiet<U: Unary, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let a = T::get(cpu, op.r1);
     let mut unused = cpu.flags;
     U::exec(&mut unused, a).put(cpu, op.r1);
@@ -309,7 +309,7 @@ pub fn r_quiet<U: Unary, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// Memory.
-pub fn m<U: Unary, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn m<U: Unary, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_write::<T>(lin)) {
         let r = U::exec(&mut cpu.flags, p.read::<T>());
         p.write(r);
@@ -320,7 +320,7 @@ pub fn m<U: Unary, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flo
 
 #[cold]
 #[inline(never)]
-fn m_slow<U: Unary, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn m_slow<U: Unary, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let done = ea::<E>(cpu, &op, T::BYTES as u64, Kind::Write)
         .and_then(|lin| cpu.modify::<T>(lin, |cpu, a| U::exec(&mut cpu.flags, a)));
     match done {
@@ -330,7 +330,7 @@ fn m_slow<U: Unary, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Fl
 }
 
 /// Memory, with LOCK prefix.
-pub fn m_locked<U: Unary, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn m_locked<U: Unary, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match m_locked_work::<U, T, E>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -348,7 +348,7 @@ fn m_locked_work<U: Unary, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: &Op) 
 }
 
 /// XCHG register, register.
-pub fn xchg_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn xchg_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let (a, b) = (T::get(cpu, op.r1), T::get(cpu, op.r2));
     b.put(cpu, op.r1);
     a.put(cpu, op.r2);
@@ -356,7 +356,7 @@ pub fn xchg_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// XCHG memory, register: always locked.
-pub fn xchg_mr<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn xchg_mr<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match xchg_work::<T, E>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -377,7 +377,7 @@ fn xchg_work<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), 
 }
 
 /// XADD register, register.
-pub fn xadd_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn xadd_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let (a, b) = (T::get(cpu, op.r1), T::get(cpu, op.r2));
     let sum = Add::exec(&mut cpu.flags, a, b);
     a.put(cpu, op.r2);
@@ -386,7 +386,7 @@ pub fn xadd_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// XADD memory, register, locked or not.
-pub fn xadd_mr<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn xadd_mr<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match xadd_work::<T, E>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -407,7 +407,7 @@ fn xadd_work<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), 
 }
 
 /// CMPXCHG register, register.
-pub fn cmpxchg_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn cmpxchg_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let (a, b, acc) = (T::get(cpu, op.r1), T::get(cpu, op.r2), T::get(cpu, reg::RAX));
     Cmp::exec(&mut cpu.flags, acc, a);
     if acc == a {
@@ -419,7 +419,7 @@ pub fn cmpxchg_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// CMPXCHG memory, register, locked or not. The destination is written in either case.
-pub fn cmpxchg_mr<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn cmpxchg_mr<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match cmpxchg_work::<T, E>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -443,7 +443,7 @@ fn cmpxchg_work<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: &Op) -> Result<(
 }
 
 /// CMPXCHG8B.
-pub fn cmpxchg8b<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn cmpxchg8b<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match cmpxchg8b_work::<E>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -472,7 +472,7 @@ fn cmpxchg8b_work<const E: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 }
 
 /// CMPXCHG16B.
-pub fn cmpxchg16b<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn cmpxchg16b<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match cmpxchg16b_work::<E>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),

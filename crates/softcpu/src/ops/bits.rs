@@ -19,7 +19,7 @@ fn change<T: Int>(what: u16, v: T, bit: u64) -> T {
 }
 
 /// BT family on a register; the bit number is `imm` (`aux` bit 2) or `r2`.
-pub fn bt_r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn bt_r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let n = if op.aux & 4 != 0 { op.imm } else { T::get(cpu, op.r2).zx() };
     let bit = n & u64::from(T::BITS - 1);
     let v = T::get(cpu, op.r1);
@@ -31,7 +31,7 @@ pub fn bt_r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// BT family on memory: a register bit number reaches beyond the operand. `aux` bit 3: LOCK.
-pub fn bt_m<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn bt_m<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match bt_m_work::<T>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -112,14 +112,14 @@ fn do_scan<T: Int>(cpu: &mut Cpu, op: &Op, v: T) {
 }
 
 /// BSF, BSR, TZCNT, LZCNT, POPCNT of a register.
-pub fn scan_r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn scan_r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = T::get(cpu, op.r2);
     do_scan(cpu, &op, v);
     next(cpu, op)
 }
 
 /// … of memory.
-pub fn scan_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn scan_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Read).and_then(|lin| cpu.load::<T>(lin)) {
         Ok(v) => do_scan(cpu, &op, v),
         Err(s) => return stop(cpu, op, s),
@@ -132,14 +132,14 @@ fn swapped<T: Int>(v: T) -> T {
 }
 
 /// BSWAP. Of a 16-bit register it gives zero.
-pub fn bswap<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn bswap<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = T::get(cpu, op.r1);
     if T::BITS == 16 { T::default() } else { swapped(v) }.put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// MOVBE from memory.
-pub fn movbe_load<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn movbe_load<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Read).and_then(|lin| cpu.load::<T>(lin)) {
         Ok(v) => swapped(v).put(cpu, op.r1),
         Err(s) => return stop(cpu, op, s),
@@ -148,7 +148,7 @@ pub fn movbe_load<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow
 }
 
 /// MOVBE to memory.
-pub fn movbe_store<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn movbe_store<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = swapped(T::get(cpu, op.r2));
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Write).and_then(|lin| cpu.store(lin, v)) {
         Ok(()) => next(cpu, op),
@@ -167,14 +167,14 @@ fn crc32c<T: Int>(crc: u32, v: T) -> u32 {
 }
 
 /// CRC32 of a register.
-pub fn crc32_r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn crc32_r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let (crc, v) = (u32::get(cpu, op.r1), T::get(cpu, op.r2));
     crc32c(crc, v).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// CRC32 of memory.
-pub fn crc32_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn crc32_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Read).and_then(|lin| cpu.load::<T>(lin)) {
         Ok(v) => {
             let crc = u32::get(cpu, op.r1);
@@ -197,14 +197,14 @@ fn add_one_carry<T: Int>(cpu: &mut Cpu, op: &Op, b: T) {
 }
 
 /// ADCX, ADOX with a register.
-pub fn adx_r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn adx_r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let b = T::get(cpu, op.r2);
     add_one_carry(cpu, &op, b);
     next(cpu, op)
 }
 
 /// ADCX, ADOX with memory.
-pub fn adx_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn adx_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Read).and_then(|lin| cpu.load::<T>(lin)) {
         Ok(b) => add_one_carry(cpu, &op, b),
         Err(s) => return stop(cpu, op, s),

@@ -106,14 +106,14 @@ fn compute<T: Int>(cpu: &mut Cpu, op: &Op, a: T) {
 }
 
 /// The operand is a register.
-pub fn r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let a = T::get(cpu, op.r2);
     compute(cpu, &op, a);
     next(cpu, op)
 }
 
 /// The operand is memory.
-pub fn m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Read).and_then(|lin| cpu.load::<T>(lin)) {
         Ok(a) => compute(cpu, &op, a),
         Err(s) => return stop(cpu, op, s),

@@ -44,13 +44,13 @@ fn take_lookup(cpu: &mut Cpu, rip: u64, executed: u8) -> Flow {
 }
 
 /// Exit operation to a target in the same page.
-pub fn exit_link(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn exit_link(cpu: &mut Cpu, op: OpRef) -> Flow {
     take_link(cpu, op)
 }
 
 /// Exit operation to a target in another page: through the link if it was made from here under the mapping that
 /// is in force.
-pub fn exit_far(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn exit_far(cpu: &mut Cpu, op: OpRef) -> Flow {
     let rip = cpu.regs[usize::from(RBLOCK)].wrapping_add(i64::from(op.disp) as u64) & cpu.ip_mask;
     if leave(cpu, op.nth) {
         if (op.imm, op.aux) == cpu.mmu.link_key(cpu.code_place(rip)) {
@@ -96,7 +96,7 @@ fn exit_at(cpu: &mut Cpu, op: OpRef, n: usize) -> Flow {
 }
 
 /// Jcc: the exit operations for taken and not taken follow.
-pub fn jcc<const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn jcc<const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let n = if cpu.flags.cond(CC) { 1 } else { 2 };
     exit_at(cpu, op, n)
 }
@@ -140,19 +140,19 @@ fn cmp_jump<const CC: u8, T: Int>(cpu: &mut Cpu, op: OpRef, a: T, b: T) -> Flow 
 }
 
 /// CMP register, register and Jcc.
-pub fn cmp_rr_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn cmp_rr_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let (a, b) = (T::get(cpu, op.r1), T::get(cpu, op.r2));
     cmp_jump::<CC, T>(cpu, op, a, b)
 }
 
 /// CMP register, immediate and Jcc.
-pub fn cmp_ri_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn cmp_ri_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let (a, b) = (T::get(cpu, op.r1), T::of(op.imm));
     cmp_jump::<CC, T>(cpu, op, a, b)
 }
 
 /// TEST register, register and Jcc.
-pub fn test_rr_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn test_rr_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let r = T::of(T::get(cpu, op.r1).zx() & T::get(cpu, op.r2).zx());
     cpu.flags.set_logic(r);
     let n = if logic_cond::<CC, T>(cpu, r) { 1 } else { 2 };
@@ -160,7 +160,7 @@ pub fn test_rr_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// TEST register, immediate and Jcc.
-pub fn test_ri_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn test_ri_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let r = T::of(T::get(cpu, op.r1).zx() & op.imm);
     cpu.flags.set_logic(r);
     let n = if logic_cond::<CC, T>(cpu, r) { 1 } else { 2 };
@@ -168,7 +168,7 @@ pub fn test_ri_jcc<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// LOOP, LOOPE, LOOPNE, JCXZ: `aux` 0, 1, 2, 3; the address size counts.
-pub fn loop_cx(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn loop_cx(cpu: &mut Cpu, op: OpRef) -> Flow {
     let mask = super::address_mask(&op);
     let rcx = &mut cpu.regs[usize::from(reg::RCX)];
     let mut count = *rcx & mask;
@@ -187,7 +187,7 @@ pub fn loop_cx(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// CALL relative: pushes the return address, then the exit operation follows.
-pub fn call_rel<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn call_rel<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some((sp, p)) = cpu.fast_push::<T>() {
         p.write(T::of(cpu.ip_after(&op)));
         cpu.regs[usize::from(reg::RSP)] = sp;
@@ -198,7 +198,7 @@ pub fn call_rel<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 #[cold]
 #[inline(never)]
-fn call_rel_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn call_rel_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let back = cpu.ip_after(&op);
     match cpu.push(T::of(back)) {
         Ok(()) => exit_at(cpu, op, 1),
@@ -222,13 +222,13 @@ fn jump_to(cpu: &mut Cpu, op: OpRef, target: u64) -> Flow {
 }
 
 /// JMP register.
-pub fn jmp_r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn jmp_r<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let target = T::get(cpu, op.r1).zx();
     jump_to(cpu, op, target)
 }
 
 /// JMP memory.
-pub fn jmp_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn jmp_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match load_target::<T, E>(cpu, &op) {
         Ok(target) => jump_to(cpu, op, target.zx()),
         Err(s) => stop(cpu, op, s),
@@ -255,13 +255,13 @@ fn call_to<T: Int + Plain>(cpu: &mut Cpu, op: OpRef, target: u64) -> Flow {
 }
 
 /// CALL register.
-pub fn call_r<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn call_r<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let target = T::get(cpu, op.r1).zx();
     call_to::<T>(cpu, op, target)
 }
 
 /// CALL memory.
-pub fn call_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn call_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match load_target::<T, E>(cpu, &op) {
         Ok(target) => call_to::<T>(cpu, op, target.zx()),
         Err(s) => stop(cpu, op, s),
@@ -269,7 +269,7 @@ pub fn call_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// RET, with `imm` bytes of arguments to release.
-pub fn ret<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn ret<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some(p) = cpu.fast_peek::<T>() {
         let target = p.read::<T>().zx();
         if cpu.canonical(target) {
@@ -283,7 +283,7 @@ pub fn ret<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 #[cold]
 #[inline(never)]
-fn ret_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn ret_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match cpu.peek::<T>(0) {
         Ok(target) => {
             let target = target.zx();

@@ -8,18 +8,18 @@ use crate::mmu::Plain;
 use crate::op::{Flow, Op, OpRef, next, stop};
 
 /// NOP and hints.
-pub fn nop(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn nop(cpu: &mut Cpu, op: OpRef) -> Flow {
     next(cpu, op)
 }
 
 /// An instruction that does not exist, or is not advertised.
-pub fn undefined(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn undefined(cpu: &mut Cpu, op: OpRef) -> Flow {
     let s = cpu.ud();
     stop(cpu, op, s)
 }
 
 /// CLC, STC, CMC as `aux` 0, 1, 2.
-pub fn carry(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn carry(cpu: &mut Cpu, op: OpRef) -> Flow {
     let cf = match op.aux {
         0 => false,
         1 => true,
@@ -30,13 +30,13 @@ pub fn carry(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// CLD, STD as `aux` 0, 1.
-pub fn direction(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn direction(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.rflags = cpu.rflags & !bits::DF | if op.aux != 0 { bits::DF } else { 0 };
     next(cpu, op)
 }
 
 /// SALC.
-pub fn salc(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn salc(cpu: &mut Cpu, op: OpRef) -> Flow {
     (if cpu.flags.cf() { 0xffu8 } else { 0 }).put(cpu, reg::RAX);
     next(cpu, op)
 }
@@ -72,7 +72,7 @@ handler!(sync: sti_work => sti);
 handler!(next: sti_work => sti_open);
 
 /// After the instruction behind an STI: its shadow ends, and with it the block, as interrupts may be due.
-pub fn shadow_end(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn shadow_end(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.shadow &= !shadow::STI;
     cpu.shadow_is_new = false;
     cpu.rip = cpu.ip(&op);
@@ -89,7 +89,7 @@ impl Cpu {
 }
 
 /// PUSHF, PUSHFD, PUSHFQ.
-pub fn pushf<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn pushf<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match pushf_work::<T>(cpu) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -110,7 +110,7 @@ fn pushf_work<T: Int + Plain>(cpu: &mut Cpu) -> Result<(), Stop> {
 }
 
 /// POPF, POPFD, POPFQ.
-pub fn popf<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn popf<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let before = cpu.rflags;
     match popf_work::<T>(cpu) {
         // Only what the dispatcher looks at ends the block.
@@ -168,7 +168,7 @@ fn software(cpu: &mut Cpu, op: &Op, vector: u8, kind: EventKind) -> Stop {
 }
 
 /// INT n (`aux` 0, vector in `imm`), INT3 (1), INTO (2), INT1 (3).
-pub fn int(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn int(cpu: &mut Cpu, op: OpRef) -> Flow {
     let s = match op.aux {
         0 => {
             if cpu.v86() && cpu.iopl() < 3 {
@@ -188,7 +188,7 @@ pub fn int(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// DAA (`aux` 0) and DAS (1).
-pub fn daa(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn daa(cpu: &mut Cpu, op: OpRef) -> Flow {
     let (al, cf, af) = (u8::get(cpu, reg::RAX), cpu.flags.cf(), cpu.flags.af());
     let low = al & 15 > 9 || af;
     let high = al > 0x99 || cf;
@@ -204,7 +204,7 @@ pub fn daa(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// AAA (`aux` 0) and AAS (1).
-pub fn aaa(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn aaa(cpu: &mut Cpu, op: OpRef) -> Flow {
     let ax = u16::get(cpu, reg::RAX);
     let adjust = ax & 15 > 9 || cpu.flags.af();
     let r = match (adjust, op.aux) {
@@ -220,7 +220,7 @@ pub fn aaa(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// AAM with base `imm`.
-pub fn aam(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn aam(cpu: &mut Cpu, op: OpRef) -> Flow {
     let base = op.imm as u8;
     if base == 0 {
         let s = cpu.raise(vector::DE, None);
@@ -234,7 +234,7 @@ pub fn aam(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// AAD with base `imm`.
-pub fn aad(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn aad(cpu: &mut Cpu, op: OpRef) -> Flow {
     let (al, ah) = (u8::get(cpu, reg::RAX), u8::get(cpu, reg::RAX | HIGH_BYTE));
     let r = al.wrapping_add(ah.wrapping_mul(op.imm as u8));
     u16::from(r).put(cpu, reg::RAX);

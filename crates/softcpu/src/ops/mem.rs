@@ -94,19 +94,19 @@ impl Cpu {
 }
 
 /// MOV register, register.
-pub fn mov_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn mov_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     T::get(cpu, op.r2).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// MOV register, immediate.
-pub fn mov_ri<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn mov_ri<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     T::of(op.imm).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// MOV register, memory.
-pub fn load<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn load<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_read::<T>(lin)) {
         p.read::<T>().put(cpu, op.r1);
         return next(cpu, op);
@@ -116,7 +116,7 @@ pub fn load<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 #[cold]
 #[inline(never)]
-fn load_slow<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn load_slow<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Read).and_then(|lin| cpu.load::<T>(lin)) {
         Ok(v) => v.put(cpu, op.r1),
         Err(s) => return stop(cpu, op, s),
@@ -125,7 +125,7 @@ fn load_slow<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// MOV memory, register.
-pub fn store<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn store<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_write::<T>(lin)) {
         p.write(T::get(cpu, op.r2));
         return next(cpu, op);
@@ -135,7 +135,7 @@ pub fn store<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 #[cold]
 #[inline(never)]
-fn store_slow<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn store_slow<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = T::get(cpu, op.r2);
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Write).and_then(|lin| cpu.store(lin, v)) {
         Ok(()) => next(cpu, op),
@@ -144,7 +144,7 @@ fn store_slow<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// MOV memory, immediate.
-pub fn store_imm<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn store_imm<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_write::<T>(lin)) {
         p.write(T::of(op.imm));
         return next(cpu, op);
@@ -154,7 +154,7 @@ pub fn store_imm<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow 
 
 #[cold]
 #[inline(never)]
-fn store_imm_slow<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn store_imm_slow<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = T::of(op.imm);
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Write).and_then(|lin| cpu.store(lin, v)) {
         Ok(()) => next(cpu, op),
@@ -163,19 +163,19 @@ fn store_imm_slow<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow
 }
 
 /// MOVZX register, register: from `S` to `D`.
-pub fn movzx_rr<D: Int, S: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn movzx_rr<D: Int, S: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     D::of(S::get(cpu, op.r2).zx()).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// MOVSX, MOVSXD register, register.
-pub fn movsx_rr<D: Int, S: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn movsx_rr<D: Int, S: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     D::of(S::get(cpu, op.r2).sx()).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// MOVZX register, memory.
-pub fn movzx_rm<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn movzx_rm<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_read::<S>(lin)) {
         D::of(p.read::<S>().zx()).put(cpu, op.r1);
         return next(cpu, op);
@@ -185,7 +185,7 @@ pub fn movzx_rm<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -
 
 #[cold]
 #[inline(never)]
-fn movzx_rm_slow<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn movzx_rm_slow<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, S::BYTES as u64, Kind::Read).and_then(|lin| cpu.load::<S>(lin)) {
         Ok(v) => D::of(v.zx()).put(cpu, op.r1),
         Err(s) => return stop(cpu, op, s),
@@ -194,7 +194,7 @@ fn movzx_rm_slow<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) 
 }
 
 /// MOVSX, MOVSXD register, memory.
-pub fn movsx_rm<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn movsx_rm<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some(p) = fast_ea::<E>(cpu, &op).and_then(|lin| cpu.hit_read::<S>(lin)) {
         D::of(p.read::<S>().sx()).put(cpu, op.r1);
         return next(cpu, op);
@@ -204,7 +204,7 @@ pub fn movsx_rm<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -
 
 #[cold]
 #[inline(never)]
-fn movsx_rm_slow<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn movsx_rm_slow<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, S::BYTES as u64, Kind::Read).and_then(|lin| cpu.load::<S>(lin)) {
         Ok(v) => D::of(v.sx()).put(cpu, op.r1),
         Err(s) => return stop(cpu, op, s),
@@ -213,7 +213,7 @@ fn movsx_rm_slow<D: Int, S: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) 
 }
 
 /// LEA in 64-bit mode with 64-bit addresses.
-pub fn lea<T: Int, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn lea<T: Int, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = if E == crate::lower::form::FULL {
         offset(cpu, &op)
     } else {
@@ -225,14 +225,14 @@ pub fn lea<T: Int, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// CMOVcc register, register. A 32-bit destination is zero-extended either way.
-pub fn cmov_rr<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn cmov_rr<T: Int, const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = if cpu.flags.cond(CC) { T::get(cpu, op.r2) } else { T::get(cpu, op.r1) };
     v.put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// CMOVcc register, memory: the load happens either way. The condition is `aux & 15`.
-pub fn cmov_rm<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn cmov_rm<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Read).and_then(|lin| cpu.load::<T>(lin)) {
         Ok(v) => {
             let v = if cpu.flags.cond(op.aux as u8 & 15) { v } else { T::get(cpu, op.r1) };
@@ -244,13 +244,13 @@ pub fn cmov_rm<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// SETcc register.
-pub fn setcc_r<const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn setcc_r<const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     u8::from(cpu.flags.cond(CC)).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// SETcc memory. The condition is `aux & 15`.
-pub fn setcc_m<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn setcc_m<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = u8::from(cpu.flags.cond(op.aux as u8 & 15));
     match ea::<E>(cpu, &op, 1, Kind::Write).and_then(|lin| cpu.store(lin, v)) {
         Ok(()) => next(cpu, op),
@@ -259,7 +259,7 @@ pub fn setcc_m<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// PUSH register.
-pub fn push_r<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn push_r<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some((sp, p)) = cpu.fast_push::<T>() {
         p.write(T::get(cpu, op.r2));
         cpu.regs[usize::from(reg::RSP)] = sp;
@@ -270,7 +270,7 @@ pub fn push_r<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// PUSH of the 64-bit registers `r2` and `r1`, one after the other. The operation that follows is the second
 /// PUSH alone, for when they do not go at once.
-pub fn push_pair(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn push_pair(cpu: &mut Cpu, op: OpRef) -> Flow {
     let sp = cpu.regs[usize::from(reg::RSP)].wrapping_sub(16);
     if let Some(p) = cpu.hit_write::<u128>(sp) {
         let (first, second) = (u64::get(cpu, op.r2), u64::get(cpu, op.r1));
@@ -283,7 +283,7 @@ pub fn push_pair(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// POP of the 64-bit registers `r1` and `r2`; see [`push_pair`].
-pub fn pop_pair(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn pop_pair(cpu: &mut Cpu, op: OpRef) -> Flow {
     let sp = cpu.regs[usize::from(reg::RSP)];
     if let Some(p) = cpu.hit_read::<u128>(sp) {
         let both = p.read::<u128>();
@@ -298,7 +298,7 @@ pub fn pop_pair(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 #[cold]
 #[inline(never)]
-fn push_r_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn push_r_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = T::get(cpu, op.r2);
     match cpu.push(v) {
         Ok(()) => next(cpu, op),
@@ -307,7 +307,7 @@ fn push_r_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// PUSH immediate.
-pub fn push_i<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn push_i<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some((sp, p)) = cpu.fast_push::<T>() {
         p.write(T::of(op.imm));
         cpu.regs[usize::from(reg::RSP)] = sp;
@@ -318,7 +318,7 @@ pub fn push_i<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 #[cold]
 #[inline(never)]
-fn push_i_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn push_i_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match cpu.push(T::of(op.imm)) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -326,7 +326,7 @@ fn push_i_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// PUSH memory.
-pub fn push_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn push_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let done = ea::<E>(cpu, &op, T::BYTES as u64, Kind::Read)
         .and_then(|lin| cpu.load::<T>(lin))
         .and_then(|v| cpu.push(v));
@@ -337,7 +337,7 @@ pub fn push_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// POP register.
-pub fn pop_r<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn pop_r<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if let Some(p) = cpu.fast_peek::<T>() {
         let sp = &mut cpu.regs[usize::from(reg::RSP)];
         *sp = sp.wrapping_add(T::BYTES as u64);
@@ -349,7 +349,7 @@ pub fn pop_r<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 #[cold]
 #[inline(never)]
-fn pop_r_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn pop_r_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match cpu.peek::<T>(0) {
         Ok(v) => {
             cpu.release(T::BYTES as u64);
@@ -361,7 +361,7 @@ fn pop_r_slow<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// POP memory: an address that uses RSP sees it after the pop.
-pub fn pop_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn pop_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let sp = cpu.regs[usize::from(reg::RSP)];
     let done = cpu.peek::<T>(0).and_then(|v| {
         cpu.release(T::BYTES as u64);
@@ -378,7 +378,7 @@ pub fn pop_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// PUSHA, PUSHAD.
-pub fn pusha<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn pusha<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let sp = cpu.regs[usize::from(reg::RSP)];
     for r in 0..8 {
         let v = if r == reg::RSP { T::of(sp) } else { T::get(cpu, r) };
@@ -391,7 +391,7 @@ pub fn pusha<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// POPA, POPAD: the image of the stack pointer is skipped.
-pub fn popa<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn popa<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match popa_work::<T>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -411,7 +411,7 @@ fn popa_work<T: Int + Plain>(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
 }
 
 /// ENTER: frame size in `imm` bits 15–0, nesting level in bits 20–16.
-pub fn enter<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn enter<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let saved = cpu.regs;
     match enter_work::<T>(cpu, &op) {
         Ok(()) => next(cpu, op),
@@ -449,7 +449,7 @@ fn enter_work<T: Int + Plain>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 }
 
 /// LEAVE.
-pub fn leave<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn leave<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let sp = cpu.regs[usize::from(reg::RSP)];
     let bp = cpu.regs[usize::from(reg::RBP)];
     cpu.set_sp(bp);
@@ -467,7 +467,7 @@ pub fn leave<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// XLAT.
-pub fn xlat(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn xlat(cpu: &mut Cpu, op: OpRef) -> Flow {
     let mask = super::address_mask(&op);
     let al = u64::from(u8::get(cpu, reg::RAX));
     let at = cpu.regs[usize::from(reg::RBX)].wrapping_add(al) & mask;
@@ -479,27 +479,27 @@ pub fn xlat(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// CBW, CWDE, CDQE: `S` to `D` in the accumulator.
-pub fn widen<D: Int, S: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn widen<D: Int, S: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     D::of(S::get(cpu, reg::RAX).sx()).put(cpu, reg::RAX);
     next(cpu, op)
 }
 
 /// CWD, CDQ, CQO.
-pub fn sign_to_dx<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn sign_to_dx<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let sign = (T::get(cpu, reg::RAX).sx() as i64 >> 63) as u64;
     T::of(sign).put(cpu, reg::RDX);
     next(cpu, op)
 }
 
 /// LAHF.
-pub fn lahf(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn lahf(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = (cpu.flags.get() | crate::flags::bits::FIXED) as u8;
     v.put(cpu, reg::RAX | HIGH_BYTE);
     next(cpu, op)
 }
 
 /// SAHF: OF stays.
-pub fn sahf(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn sahf(cpu: &mut Cpu, op: OpRef) -> Flow {
     let of = cpu.flags.get() & crate::flags::bits::OF;
     let ah = u64::from(u8::get(cpu, reg::RAX | HIGH_BYTE)) & crate::flags::bits::ARITH;
     cpu.flags.set(ah | of);

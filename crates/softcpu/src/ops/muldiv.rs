@@ -44,14 +44,14 @@ fn mul<T: Int, const SIGNED: bool>(cpu: &mut Cpu, b: T) {
 }
 
 /// MUL, IMUL of the accumulator by a register.
-pub fn mul_r<T: Int, const SIGNED: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn mul_r<T: Int, const SIGNED: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let b = T::get(cpu, op.r2);
     mul::<T, SIGNED>(cpu, b);
     next(cpu, op)
 }
 
 /// MUL by memory.
-pub fn mul_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn mul_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match source::<T, E>(cpu, op) {
         Ok(b) => mul::<T, false>(cpu, b),
         Err(s) => return stop(cpu, op, s),
@@ -60,7 +60,7 @@ pub fn mul_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// IMUL by memory.
-pub fn imul_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn imul_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match source::<T, E>(cpu, op) {
         Ok(b) => mul::<T, true>(cpu, b),
         Err(s) => return stop(cpu, op, s),
@@ -78,35 +78,35 @@ fn imul2<T: Int>(cpu: &mut Cpu, op: OpRef, a: T, b: T) {
 }
 
 /// IMUL r1, r2.
-pub fn imul_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn imul_rr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let (a, b) = (T::get(cpu, op.r1), T::get(cpu, op.r2));
     imul2(cpu, op, a, b);
     next(cpu, op)
 }
 
 /// [`imul_rr`] whose flags nobody looks at.
-pub fn imul_rr_quiet<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn imul_rr_quiet<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let (a, b) = (T::get(cpu, op.r1), T::get(cpu, op.r2));
     T::of(a.zx().wrapping_mul(b.zx())).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// [`imul_rri`] whose flags nobody looks at.
-pub fn imul_rri_quiet<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn imul_rri_quiet<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let a = T::get(cpu, op.r2);
     T::of(a.zx().wrapping_mul(op.imm)).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// IMUL r1, r2, imm.
-pub fn imul_rri<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn imul_rri<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let a = T::get(cpu, op.r2);
     imul2(cpu, op, a, T::of(op.imm));
     next(cpu, op)
 }
 
 /// IMUL r1, m.
-pub fn imul_rm<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn imul_rm<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match source::<T, E>(cpu, op) {
         Ok(b) => {
             let a = T::get(cpu, op.r1);
@@ -118,7 +118,7 @@ pub fn imul_rm<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// IMUL r1, m, imm.
-pub fn imul_rmi<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn imul_rmi<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match source::<T, E>(cpu, op) {
         Ok(a) => imul2(cpu, op, a, T::of(op.imm)),
         Err(s) => return stop(cpu, op, s),
@@ -168,7 +168,7 @@ fn idiv<T: Int>(cpu: &mut Cpu, b: T) -> Result<(), Stop> {
 }
 
 /// DIV, IDIV by a register.
-pub fn div_r<T: Int, const SIGNED: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn div_r<T: Int, const SIGNED: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let b = T::get(cpu, op.r2);
     match if SIGNED { idiv(cpu, b) } else { div(cpu, b) } {
         Ok(()) => next(cpu, op),
@@ -177,7 +177,7 @@ pub fn div_r<T: Int, const SIGNED: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// DIV by memory.
-pub fn div_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn div_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match source::<T, E>(cpu, op).and_then(|b| div(cpu, b)) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -185,7 +185,7 @@ pub fn div_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// IDIV by memory.
-pub fn idiv_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn idiv_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match source::<T, E>(cpu, op).and_then(|b| idiv(cpu, b)) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),

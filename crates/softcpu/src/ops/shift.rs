@@ -112,14 +112,14 @@ fn masked<T: Int>(n: u64) -> u32 {
 }
 
 /// Register by an immediate that is not 0 after masking.
-pub fn ri<S: Shift, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn ri<S: Shift, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let a = T::get(cpu, op.r1);
     S::exec(&mut cpu.flags, a, op.imm as u32).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// [`ri`] whose flags nobody looks at.
-pub fn ri_quiet<S: Shift, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn ri_quiet<S: Shift, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let a = T::get(cpu, op.r1);
     let mut unused = cpu.flags;
     S::exec(&mut unused, a, op.imm as u32).put(cpu, op.r1);
@@ -127,7 +127,7 @@ pub fn ri_quiet<S: Shift, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// Register by CL.
-pub fn rc<S: Shift, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn rc<S: Shift, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let n = masked::<T>(cpu.regs[usize::from(reg::RCX)]);
     let a = T::get(cpu, op.r1);
     if n == 0 {
@@ -140,7 +140,7 @@ pub fn rc<S: Shift, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// Memory by an immediate (`aux` 0) or CL (`aux` 1).
-pub fn m<S: Shift, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn m<S: Shift, T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match m_work::<S, T, E>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -179,7 +179,7 @@ fn double_count<T: Int>(cpu: &Cpu, op: &Op) -> u32 {
 }
 
 /// SHLD, SHRD with a register destination; the count is `imm`, or CL if `aux` is 1.
-pub fn double_r<T: Int, const LEFT: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn double_r<T: Int, const LEFT: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let n = double_count::<T>(cpu, &op);
     let (a, b) = (T::get(cpu, op.r1), T::get(cpu, op.r2));
     double::<T, LEFT>(&mut cpu.flags, a, b, n).put(cpu, op.r1);
@@ -187,7 +187,7 @@ pub fn double_r<T: Int, const LEFT: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// SHLD with a memory destination.
-pub fn shld_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn shld_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match double_m_work::<T, true, E>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -195,7 +195,7 @@ pub fn shld_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// SHRD with a memory destination.
-pub fn shrd_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn shrd_m<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match double_m_work::<T, false, E>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),

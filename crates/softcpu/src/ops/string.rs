@@ -66,7 +66,7 @@ fn advance(cpu: &mut Cpu, r: u8, mask: u64, by: u64) {
 }
 
 /// One string instruction, repeated or not. `W` numbers [`What`].
-pub fn string<T: Int + Plain, const W: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn string<T: Int + Plain, const W: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if op.aux == rep::NONE {
         return match element::<T, W>(cpu, &op) {
             Ok(()) => next(cpu, op),

@@ -11,14 +11,14 @@ use crate::op::{Flow, Op, OpRef, next, stop};
 use crate::sse::{self, Compare, Mxcsr, SimdException, StringCompare, Xmm};
 
 /// MOVD, MOVQ to an SSE register, the rest of which becomes zero.
-pub fn from_gpr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn from_gpr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = Xmm::from([T::get(cpu, op.r2).zx(), 0]);
     cpu.xmm_set(op.r1, v);
     next(cpu, op)
 }
 
 /// MOVD, MOVQ to a general register.
-pub fn to_gpr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn to_gpr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     T::of(cpu.xmm_get(op.r2).low64()).put(cpu, op.r1);
     next(cpu, op)
 }
@@ -94,13 +94,13 @@ insert! {
 }
 
 /// A general register, zero-extended, from an SSE register.
-pub fn to_integer<O: ToInteger>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn to_integer<O: ToInteger>(cpu: &mut Cpu, op: OpRef) -> Flow {
     O::get(cpu.xmm_get(op.r2), op.imm as u8).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// A lane from a general register.
-pub fn insert<O: Insert>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn insert<O: Insert>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = O::insert(cpu.xmm_get(op.r1), u64::get(cpu, op.r2), op.imm as u8);
     cpu.xmm_set(op.r1, v);
     next(cpu, op)
@@ -156,7 +156,7 @@ format! {
 }
 
 /// CVTSI2SS, CVTSI2SD.
-pub fn from_int<F: Format, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn from_int<F: Format, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     #[inline(never)]
     fn work<F: Format, T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         let value = T::get(cpu, op.r2).sx() as i64;
@@ -175,7 +175,7 @@ pub fn from_int<F: Format, T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// CVTSS2SI, CVTSD2SI and, if `TRUNCATE`, CVTTSS2SI, CVTTSD2SI.
-pub fn to_int<F: Format, T: Int, const TRUNCATE: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn to_int<F: Format, T: Int, const TRUNCATE: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
     #[inline(never)]
     fn work<F: Format, T: Int, const TRUNCATE: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         match F::to_int(cpu.xmm_get(op.r2), T::BITS, TRUNCATE, &mut cpu.mxcsr) {
@@ -193,7 +193,7 @@ pub fn to_int<F: Format, T: Int, const TRUNCATE: bool>(cpu: &mut Cpu, op: OpRef)
 }
 
 /// UCOMISS, UCOMISD and, if `SIGNAL`, COMISS, COMISD.
-pub fn compare<F: Format, const SIGNAL: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn compare<F: Format, const SIGNAL: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
     #[inline(never)]
     fn work<F: Format, const SIGNAL: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         match F::compare(cpu.xmm_get(op.r1), cpu.xmm_get(op.r2), SIGNAL, &mut cpu.mxcsr) {
@@ -211,7 +211,7 @@ pub fn compare<F: Format, const SIGNAL: bool>(cpu: &mut Cpu, op: OpRef) -> Flow 
 }
 
 /// PTEST.
-pub fn ptest(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn ptest(cpu: &mut Cpu, op: OpRef) -> Flow {
     let (zero, carry) = sse::ptest(cpu.xmm_get(op.r1), cpu.xmm_get(op.r2));
     cpu.flags.set(if zero { bits::ZF } else { 0 } | if carry { bits::CF } else { 0 });
     next(cpu, op)

@@ -41,7 +41,7 @@ fn check_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
 handler!(next: check_work => check);
 
 /// `r1 = O(r1, r2)`.
-pub fn op2<O: Op2<Mm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn op2<O: Op2<Mm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
     #[inline(never)]
     fn work<O: Op2<Mm>>(cpu: &mut Cpu, op: &Op) {
         let v = O::op(cpu.mm_get(op.r1), cpu.mm_get(op.r2));
@@ -52,7 +52,7 @@ pub fn op2<O: Op2<Mm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// `r1 = O(r1, r2, imm)`.
-pub fn op2_imm<O: Op2Imm<Mm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn op2_imm<O: Op2Imm<Mm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
     #[inline(never)]
     fn work<O: Op2Imm<Mm>>(cpu: &mut Cpu, op: &Op) {
         let v = O::op(cpu.mm_get(op.r1), cpu.mm_get(op.r2), op.imm as u8);
@@ -63,28 +63,28 @@ pub fn op2_imm<O: Op2Imm<Mm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// `r1` shifted by `r2`.
-pub fn shift_r<S: Shift<Mm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn shift_r<S: Shift<Mm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = S::shift(cpu.mm_get(op.r1), cpu.mm_get(op.r2).get());
     cpu.mm_set(op.r1, v);
     next(cpu, op)
 }
 
 /// `r1` shifted by the immediate.
-pub fn shift_i<S: Shift<Mm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn shift_i<S: Shift<Mm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = S::shift(cpu.mm_get(op.r1), op.imm & 0xff);
     cpu.mm_set(op.r1, v);
     next(cpu, op)
 }
 
 /// MOVQ.
-pub fn mov(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn mov(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = cpu.mm_get(op.r2);
     cpu.mm_set(op.r1, v);
     next(cpu, op)
 }
 
 /// MOVD, MOVQ to memory, MOVNTQ.
-pub fn store<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn store<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = T::of(cpu.mm_get(op.r2).get());
     match ea::<E>(cpu, &op, T::BYTES as u64, Kind::Write).and_then(|lin| cpu.store(lin, v)) {
         Ok(()) => cpu.x87.enter_mmx(),
@@ -94,21 +94,21 @@ pub fn store<T: Int + Plain, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// MOVD, MOVQ from a general register.
-pub fn from_gpr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn from_gpr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = Mm::from(T::get(cpu, op.r2).zx());
     cpu.mm_set(op.r1, v);
     next(cpu, op)
 }
 
 /// MOVD, MOVQ to a general register.
-pub fn to_gpr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn to_gpr<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.x87.enter_mmx();
     T::of(cpu.mm_get(op.r2).get()).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// MOVQ2DQ.
-pub fn movq2dq(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn movq2dq(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.x87.enter_mmx();
     let v = Xmm::from([cpu.mm_get(op.r2).get(), 0]);
     cpu.xmm_set(op.r1, v);
@@ -116,35 +116,35 @@ pub fn movq2dq(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// MOVDQ2Q.
-pub fn movdq2q(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn movdq2q(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = Mm::from(cpu.xmm_get(op.r2).low64());
     cpu.mm_set(op.r1, v);
     next(cpu, op)
 }
 
 /// PMOVMSKB.
-pub fn pmovmskb(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn pmovmskb(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.x87.enter_mmx();
     sse::pmovmskb_mm(cpu.mm_get(op.r2)).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// PEXTRW.
-pub fn pextrw(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn pextrw(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.x87.enter_mmx();
     u32::from(sse::pextrw_mm(cpu.mm_get(op.r2), op.imm as u8)).put(cpu, op.r1);
     next(cpu, op)
 }
 
 /// PINSRW from a general register.
-pub fn pinsrw(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn pinsrw(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = sse::pinsrw_mm(cpu.mm_get(op.r1), u16::get(cpu, op.r2), op.imm as u8);
     cpu.mm_set(op.r1, v);
     next(cpu, op)
 }
 
 /// EMMS.
-pub fn emms(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn emms(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.x87.emms();
     next(cpu, op)
 }
@@ -183,7 +183,7 @@ fn cvtpi2pd_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 handler!(next: cvtpi2pd_work => cvtpi2pd);
 
 /// CVTPS2PI, CVTTPS2PI.
-pub fn cvtps2pi<const TRUNCATE: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn cvtps2pi<const TRUNCATE: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
     fn work<const TRUNCATE: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         cpu.x87.enter_mmx();
         let result = sse::cvtps2pi(cpu.xmm_get(op.r2), TRUNCATE, &mut cpu.mxcsr);
@@ -198,7 +198,7 @@ pub fn cvtps2pi<const TRUNCATE: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// CVTPD2PI, CVTTPD2PI.
-pub fn cvtpd2pi<const TRUNCATE: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn cvtpd2pi<const TRUNCATE: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
     fn work<const TRUNCATE: bool>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         cpu.x87.enter_mmx();
         let result = sse::cvtpd2pi(cpu.xmm_get(op.r2), TRUNCATE, &mut cpu.mxcsr);

@@ -63,7 +63,7 @@ impl Cpu {
 }
 
 /// Before the first SSE instruction of a block.
-pub fn check_sse(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn check_sse(cpu: &mut Cpu, op: OpRef) -> Flow {
     match cpu.sse_usable() {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -139,14 +139,14 @@ impl Operand for M16 {
 }
 
 /// `r1 = O(r1, r2)`.
-pub fn op2<O: Op2<Xmm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn op2<O: Op2<Xmm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = O::op(cpu.xmm_get(op.r1), cpu.xmm_get(op.r2));
     cpu.xmm_set(op.r1, v);
     next(cpu, op)
 }
 
 /// [`op2`] for what takes many instructions: they keep out of the handler, which then stays a jump.
-pub fn op2_far<O: Op2<Xmm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn op2_far<O: Op2<Xmm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
     #[inline(never)]
     fn work<O: Op2<Xmm>>(cpu: &mut Cpu, op: &Op) {
         let v = O::op(cpu.xmm_get(op.r1), cpu.xmm_get(op.r2));
@@ -157,7 +157,7 @@ pub fn op2_far<O: Op2<Xmm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// `r1 = O(r1, memory)`, aligned.
-pub fn op2_m<O: Op2<Xmm>, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn op2_m<O: Op2<Xmm>, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, 16, Kind::Read).and_then(|lin| M128::load(cpu, lin)) {
         Ok(src) => {
             let v = O::op(cpu.xmm_get(op.r1), src);
@@ -169,7 +169,7 @@ pub fn op2_m<O: Op2<Xmm>, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// `r1 = O(r1, r2, imm)`.
-pub fn op2_imm<O: Op2Imm<Xmm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn op2_imm<O: Op2Imm<Xmm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
     #[inline(never)]
     fn work<O: Op2Imm<Xmm>>(cpu: &mut Cpu, op: &Op) {
         let v = O::op(cpu.xmm_get(op.r1), cpu.xmm_get(op.r2), op.imm as u8);
@@ -180,7 +180,7 @@ pub fn op2_imm<O: Op2Imm<Xmm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// `r1 = O(r1, r2, XMM0)`.
-pub fn op3<O: Op3>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn op3<O: Op3>(cpu: &mut Cpu, op: OpRef) -> Flow {
     #[inline(never)]
     fn work<O: Op3>(cpu: &mut Cpu, op: &Op) {
         let v = O::op(cpu.xmm_get(op.r1), cpu.xmm_get(op.r2), cpu.xmm_get(0));
@@ -191,14 +191,14 @@ pub fn op3<O: Op3>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// `r1` shifted by `r2`.
-pub fn shift_r<S: Shift<Xmm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn shift_r<S: Shift<Xmm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = S::shift(cpu.xmm_get(op.r1), cpu.xmm_get(op.r2).low64());
     cpu.xmm_set(op.r1, v);
     next(cpu, op)
 }
 
 /// `r1` shifted by the immediate.
-pub fn shift_i<S: Shift<Xmm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn shift_i<S: Shift<Xmm>>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = S::shift(cpu.xmm_get(op.r1), op.imm & 0xff);
     cpu.xmm_set(op.r1, v);
     next(cpu, op)
@@ -216,7 +216,7 @@ fn fp2_work<O: FpOp2>(cpu: &mut Cpu, op: &Op, src: u8) -> Result<(), Stop> {
 }
 
 /// `r1 = O(r1, r2)`, floating point.
-pub fn fp2<O: FpOp2>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn fp2<O: FpOp2>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match fp2_work::<O>(cpu, &op, op.r2) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -224,7 +224,7 @@ pub fn fp2<O: FpOp2>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// `r1 = O(r1, memory)`, floating point.
-pub fn fp2_m<O: FpOp2, W: Operand, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn fp2_m<O: FpOp2, W: Operand, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let done = ea::<E>(cpu, &op, W::BYTES, Kind::Read).and_then(|lin| W::load(cpu, lin)).and_then(|src| {
         cpu.xmm_set(SCRATCH, src);
         fp2_work::<O>(cpu, &op, SCRATCH)
@@ -236,7 +236,7 @@ pub fn fp2_m<O: FpOp2, W: Operand, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flo
 }
 
 /// `r1 = O(r1, r2, imm)`, floating point.
-pub fn fp2_imm<O: FpOp2Imm>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn fp2_imm<O: FpOp2Imm>(cpu: &mut Cpu, op: OpRef) -> Flow {
     #[inline(never)]
     fn work<O: FpOp2Imm>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         match O::op(cpu.xmm_get(op.r1), cpu.xmm_get(op.r2), op.imm as u8, &mut cpu.mxcsr) {

@@ -9,7 +9,7 @@ use crate::ops::{ea, offset};
 use crate::sse::{Mxcsr, Xmm, mask_bytes};
 
 /// Register from memory, the rest of it zero.
-pub fn load<W: Operand, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn load<W: Operand, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match ea::<E>(cpu, &op, W::BYTES, Kind::Read).and_then(|lin| W::load(cpu, lin)) {
         Ok(v) => cpu.xmm_set(op.r1, v),
         Err(s) => return stop(cpu, op, s),
@@ -18,7 +18,7 @@ pub fn load<W: Operand, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// 16 bytes of memory from a register, aligned if `A`.
-pub fn store128<const A: bool, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn store128<const A: bool, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = cpu.xmm_get(op.r2);
     let done = ea::<E>(cpu, &op, M128::BYTES, Kind::Write)
         .and_then(|lin| if A { cpu.aligned16(lin) } else { Ok(lin) })
@@ -30,7 +30,7 @@ pub fn store128<const A: bool, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// 8 bytes of memory from a register: its lower half, or its upper if `HIGH`.
-pub fn store64<const HIGH: bool, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn store64<const HIGH: bool, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = cpu.xmm_get(op.r2).u64s()[usize::from(HIGH)];
     match ea::<E>(cpu, &op, 8, Kind::Write).and_then(|lin| cpu.store(lin, v)) {
         Ok(()) => next(cpu, op),
@@ -39,7 +39,7 @@ pub fn store64<const HIGH: bool, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow 
 }
 
 /// 4 bytes of memory from a register.
-pub fn store32<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn store32<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = cpu.xmm_get(op.r2).low32();
     match ea::<E>(cpu, &op, 4, Kind::Write).and_then(|lin| cpu.store(lin, v)) {
         Ok(()) => next(cpu, op),
@@ -48,35 +48,35 @@ pub fn store32<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// A whole register.
-pub fn mov_rr(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn mov_rr(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = cpu.xmm_get(op.r2);
     cpu.xmm_set(op.r1, v);
     next(cpu, op)
 }
 
 /// MOVSS between registers.
-pub fn movss_rr(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn movss_rr(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = cpu.xmm_get(op.r1).with_low32(cpu.xmm_get(op.r2).low32());
     cpu.xmm_set(op.r1, v);
     next(cpu, op)
 }
 
 /// MOVSD between registers; MOVLPS and MOVLPD after their load.
-pub fn movsd_rr(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn movsd_rr(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = cpu.xmm_get(op.r1).with_low64(cpu.xmm_get(op.r2).low64());
     cpu.xmm_set(op.r1, v);
     next(cpu, op)
 }
 
 /// MOVQ between registers: the upper half becomes zero.
-pub fn movq_rr(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn movq_rr(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = Xmm::from([cpu.xmm_get(op.r2).low64(), 0]);
     cpu.xmm_set(op.r1, v);
     next(cpu, op)
 }
 
 /// MOVHLPS.
-pub fn movhlps(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn movhlps(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = Xmm::from([cpu.xmm_get(op.r2).u64s()[1], cpu.xmm_get(op.r1).u64s()[1]]);
     cpu.xmm_set(op.r1, v);
     next(cpu, op)
@@ -94,7 +94,7 @@ fn ldmxcsr_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 handler!(next: ldmxcsr_work => ldmxcsr);
 
 /// STMXCSR into the general register slot `r1`.
-pub fn stmxcsr(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn stmxcsr(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.regs[usize::from(op.r1 & 31)] = u64::from(cpu.mxcsr.value());
     next(cpu, op)
 }

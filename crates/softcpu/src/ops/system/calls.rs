@@ -22,7 +22,7 @@ fn flat_stack(selector: u16, cpl: u8) -> Segment {
 }
 
 /// SYSCALL. In compatibility mode it is AMD's alone.
-pub fn syscall(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn syscall(cpu: &mut Cpu, op: OpRef) -> Flow {
     if cpu.efer & efer::SCE == 0 || !(cpu.long64 || cpu.lma() && !cpu.intel()) {
         let s = cpu.ud();
         return stop(cpu, op, s);
@@ -64,7 +64,7 @@ fn set_flags(cpu: &mut Cpu, v: u64) {
 }
 
 /// SYSRET; `aux` 1 to 64-bit code.
-pub fn sysret(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn sysret(cpu: &mut Cpu, op: OpRef) -> Flow {
     match sysret_work(cpu, &op) {
         Ok(()) => jumped_on(cpu, op),
         Err(s) => stop(cpu, op, s),

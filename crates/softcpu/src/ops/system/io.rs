@@ -80,7 +80,7 @@ fn out_work<T: Int>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 }
 
 /// IN.
-pub fn input<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn input<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match in_work::<T>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -88,7 +88,7 @@ pub fn input<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// OUT.
-pub fn output<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn output<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match out_work::<T>(cpu, &op) {
         Ok(()) => next(cpu, op),
         Err(s) => stop(cpu, op, s),
@@ -96,7 +96,7 @@ pub fn output<T: Int>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// INS (`IN`) and OUTS, repeated or not.
-pub fn string<T: Int + Plain, const IN: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn string<T: Int + Plain, const IN: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
     match string_work::<T, IN>(cpu, &op) {
         Ok(true) => next(cpu, op),
         Ok(false) => {

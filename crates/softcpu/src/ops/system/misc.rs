@@ -126,7 +126,7 @@ fn wrmsr_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
 }
 
 /// WRMSR. The bases of FS and GS change nothing that the block depends on; the rest ends it.
-pub fn wrmsr(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn wrmsr(cpu: &mut Cpu, op: OpRef) -> Flow {
     use crate::msr::index::{FS_BASE, KERNEL_GS_BASE};
     match wrmsr_work(cpu, &op) {
         Ok(()) if (FS_BASE..=KERNEL_GS_BASE).contains(&u32::get(cpu, reg::RCX)) => next(cpu, op),

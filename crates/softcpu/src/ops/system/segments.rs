@@ -36,7 +36,7 @@ fn mov_from_work(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
 handler!(next: mov_from_work => mov_from);
 
 /// PUSH segment register `r2`.
-pub fn push<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn push<T: Int + Plain>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let selector = cpu.seg[usize::from(op.r2 & 7)].selector;
     match cpu.push(T::of(u64::from(selector))) {
         Ok(()) => next(cpu, op),

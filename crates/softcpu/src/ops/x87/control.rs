@@ -20,19 +20,19 @@ fn fwait_work(cpu: &mut Cpu, _op: &Op) -> Result<(), Stop> {
 handler!(next: fwait_work => fwait);
 
 /// FNINIT.
-pub fn fninit(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn fninit(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.x87.fninit();
     next(cpu, op)
 }
 
 /// FNCLEX.
-pub fn fnclex(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn fnclex(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.x87.fnclex();
     next(cpu, op)
 }
 
 /// FNSTSW AX.
-pub fn fnstsw_ax(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn fnstsw_ax(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = cpu.x87.status_word();
     v.put(cpu, reg::RAX);
     next(cpu, op)
@@ -62,7 +62,7 @@ impl Word for Control {
 }
 
 /// FNSTSW and FNSTCW to memory.
-pub fn store_word<W: Word, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn store_word<W: Word, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     let v = W::get(&cpu.x87);
     match ea::<E>(cpu, &op, 2, Kind::Write).and_then(|lin| cpu.store(lin, v)) {
         Ok(()) => next(cpu, op),
@@ -71,7 +71,7 @@ pub fn store_word<W: Word, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// FLDCW.
-pub fn fldcw<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn fldcw<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     fn work<const E: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         wait(cpu)?;
         let lin = ea::<E>(cpu, op, 2, Kind::Read)?;

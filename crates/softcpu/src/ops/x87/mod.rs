@@ -34,7 +34,7 @@ handler!(next: check_work => check);
 /// A pending exception stops a waiting instruction.
 #[cold]
 #[inline(never)]
-fn pending(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn pending(cpu: &mut Cpu, op: OpRef) -> Flow {
     let s = cpu.raise(vector::MF, None);
     stop(cpu, op, s)
 }
@@ -65,7 +65,7 @@ pub trait RegOp {
 }
 
 /// Handler of [`RegOp`]s.
-pub fn reg<O: RegOp>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn reg<O: RegOp>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if cpu.x87.pending_exception() {
         return pending(cpu, op);
     }
@@ -185,7 +185,7 @@ impl<A: Operation, const POP: bool> RegOp for ToSti<A, POP> {
 }
 
 /// FCMOVcc of condition `CC`.
-pub fn fcmov<const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn fcmov<const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if cpu.x87.pending_exception() {
         return pending(cpu, op);
     }
@@ -196,7 +196,7 @@ pub fn fcmov<const CC: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// FCOMI and FUCOMI, popping or not.
-pub fn fcomi<const UNORDERED: bool, const POP: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn fcomi<const UNORDERED: bool, const POP: bool>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if cpu.x87.pending_exception() {
         return pending(cpu, op);
     }
@@ -221,7 +221,7 @@ pub trait MemOp {
 }
 
 /// Handler of [`MemOp`]s.
-pub fn mem<O: MemOp, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn mem<O: MemOp, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if !cpu.x87.pending_exception()
         && let Some(lin) = fast_ea::<E>(cpu, &op)
         && let Some(p) = cpu.hit_read::<O::T>(lin)
@@ -236,7 +236,7 @@ pub fn mem<O: MemOp, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 #[cold]
 #[inline(never)]
-fn mem_slow<O: MemOp, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn mem_slow<O: MemOp, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     fn work<O: MemOp, const E: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         wait(cpu)?;
         let lin = ea::<E>(cpu, op, size_of::<O::T>() as u64, Kind::Read)?;
@@ -350,7 +350,7 @@ pub trait StoreOp {
 }
 
 /// Handler of [`StoreOp`]s.
-pub fn store<O: StoreOp, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn store<O: StoreOp, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if !cpu.x87.pending_exception()
         && let Some(lin) = fast_ea::<E>(cpu, &op)
         && let Some(p) = cpu.hit_write::<O::T>(lin)
@@ -369,7 +369,7 @@ pub fn store<O: StoreOp, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 #[cold]
 #[inline(never)]
-fn store_slow<O: StoreOp, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn store_slow<O: StoreOp, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     fn work<O: StoreOp, const E: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         wait(cpu)?;
         let lin = ea::<E>(cpu, op, size_of::<O::T>() as u64, Kind::Write)?;
@@ -430,7 +430,7 @@ impl<T: Int + Plain, const TRUNCATE: bool, const POP: bool> StoreOp for Fist<T, 
 }
 
 /// FLD of 80 bits.
-pub fn fld80<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn fld80<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if !cpu.x87.pending_exception()
         && let Some(lin) = fast_ea::<E>(cpu, &op)
         && let Some(low) = cpu.hit_read::<u64>(lin)
@@ -457,12 +457,12 @@ fn split80(bytes: [u8; 10]) -> (u64, u16) {
 }
 
 /// FBLD.
-pub fn fbld<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn fbld<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     load80_slow::<true, E>(cpu, op)
 }
 
 #[inline(never)]
-fn load80_slow<const BCD: bool, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn load80_slow<const BCD: bool, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     fn work<const BCD: bool, const E: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         wait(cpu)?;
         let lin = ea::<E>(cpu, op, 10, Kind::Read)?;
@@ -482,7 +482,7 @@ fn load80_slow<const BCD: bool, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// FSTP to 80 bits.
-pub fn fstp80<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn fstp80<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     if !cpu.x87.pending_exception()
         && !cpu.x87.is_empty(0)
         && let Some(lin) = fast_ea::<E>(cpu, &op)
@@ -502,12 +502,12 @@ pub fn fstp80<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 /// FBSTP.
-pub fn fbstp<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+pub extern "C-unwind" fn fbstp<const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     store80_slow::<true, E>(cpu, op)
 }
 
 #[inline(never)]
-fn store80_slow<const BCD: bool, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
+extern "C-unwind" fn store80_slow<const BCD: bool, const E: u8>(cpu: &mut Cpu, op: OpRef) -> Flow {
     fn work<const BCD: bool, const E: u8>(cpu: &mut Cpu, op: &Op) -> Result<(), Stop> {
         wait(cpu)?;
         let lin = ea::<E>(cpu, op, 10, Kind::Write)?;
