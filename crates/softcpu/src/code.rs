@@ -15,7 +15,8 @@ use trapline_memory::arena::Arena;
 use crate::cpu::{Cpu, Stop, attr, cr0, seg};
 use crate::lower::{self, Decoded};
 use crate::mmu::PAGE;
-use crate::op::{Flow, Op, OpRef};
+use crate::native::{self, Native};
+use crate::op::{Flow, Handler, Op, OpRef};
 use crate::shared::Shared;
 
 /// Bits of a block's key beside its address.
@@ -36,8 +37,8 @@ pub mod key {
 /// Operations the arena holds before it is dropped and filled anew.
 const ARENA_OPS: usize = 1 << 20;
 const BUCKETS: usize = 1 << 16;
-/// Small enough for a host's first-level cache.
-const RECENT: usize = 1 << 10;
+/// Blocks that returns and indirect branches find at once.
+pub(crate) const RECENT: usize = 1 << 12;
 /// Writes to a page without code after which it is no longer watched.
 const IDLE_WRITES: u32 = 64;
 /// Sub-page grain of write detection.
@@ -54,23 +55,38 @@ struct Block {
     /// Next block in the bucket.
     next: u32,
     valid: bool,
+    /// Operations that only its host code calls.
+    extra: Option<(u32, u16)>,
 }
 
 /// A block that can be entered without a look at its `Block`. It may be invalid by now: its operations
 /// say so themselves.
 #[derive(Clone, Copy)]
-struct Recent {
-    hpa: u64,
+#[repr(C)]
+pub(crate) struct Recent {
+    /// Address and key: see [`Recent::tag`].
+    tag: u64,
     op: Option<OpRef>,
-    key: u32,
 }
 
 impl Recent {
-    const NONE: Self = Self { hpa: u64::MAX, op: None, key: 0 };
+    const NONE: Self = Self { tag: u64::MAX, op: None };
+    /// Low bits of a tag that are the block's key.
+    pub const KEY_BITS: u8 = 6;
+    /// Address bits this far up are part of an entry's number too.
+    pub const SHIFT: u8 = 12;
+    /// Where the fields lie, for host code.
+    pub const TAG: usize = std::mem::offset_of!(Self, tag);
+    pub const OP: usize = std::mem::offset_of!(Self, op);
 
     #[inline(always)]
     fn slot(hpa: u64) -> usize {
-        (hpa ^ hpa >> 10) as usize & (RECENT - 1)
+        (hpa ^ hpa >> Self::SHIFT) as usize & (RECENT - 1)
+    }
+
+    #[inline(always)]
+    fn tag(hpa: u64, key: u32) -> u64 {
+        hpa << Self::KEY_BITS | u64::from(key)
     }
 }
 
@@ -115,6 +131,8 @@ pub struct CodeCache {
     /// Counts.
     pub stats: CodeStats,
     scratch: Vec<Op>,
+    /// Host code, if any is made.
+    pub(crate) native: Option<Native>,
 }
 
 // SAFETY: the arena is owned; the pointers into it are used by whoever runs the processor, one thread
@@ -162,8 +180,17 @@ impl CodeCache {
         let buckets = vec![0u32; BUCKETS].into_boxed_slice();
         let Ok(buckets) = buckets.try_into() else { unreachable!("the length is the array's") };
         // Block 0 stands for "none".
-        let none =
-            Block { hpa: u64::MAX, tail: None, key: 0, first: 0, ops: 0, bytes: 0, next: 0, valid: false };
+        let none = Block {
+            hpa: u64::MAX,
+            tail: None,
+            key: 0,
+            first: 0,
+            ops: 0,
+            bytes: 0,
+            next: 0,
+            valid: false,
+            extra: None,
+        };
         Self {
             ops,
             used: 0,
@@ -176,6 +203,7 @@ impl CodeCache {
             patch: None,
             stats: CodeStats::default(),
             scratch: Vec::new(),
+            native: None,
         }
     }
 
@@ -212,7 +240,7 @@ impl CodeCache {
             return None;
         }
         let first = self.op(b.first as usize);
-        self.recent[Recent::slot(hpa)] = Recent { hpa, op: Some(first), key: self.key };
+        self.recent[Recent::slot(hpa)] = Recent { tag: Recent::tag(hpa, self.key), op: Some(first) };
         Some(first)
     }
 
@@ -228,37 +256,89 @@ impl CodeCache {
         self.patch = None;
         self.latest = 0;
         self.recent.fill(Recent::NONE);
+        if let Some(native) = &mut self.native {
+            native.flush();
+        }
         self.stats.flushes += 1;
     }
 
     fn insert(&mut self, hpa: u64, tail: Option<u64>, key: u32, ops: &[Op], bytes: usize) -> u32 {
         let first = self.used;
-        for (i, op) in ops.iter().enumerate() {
-            // SAFETY: the caller has made room for `ops.len()` operations; nothing refers to these
-            // places yet.
-            unsafe { self.op(first + i).as_ptr().write(*op) };
-        }
-        self.used += ops.len();
         let id = self.blocks.len() as u32;
+        let head = self.native.as_ref().filter(|_| headed(key, tail));
+        let head = head.map(|native| Op {
+            run: native::warm,
+            imm: native.outside(),
+            disp: id as i32,
+            ..stale_filler()
+        });
+        let all = head.iter().chain(ops);
+        let count = all.clone().count();
+        self.lay_down(all);
         let bucket = Self::bucket(hpa, key);
         self.blocks.push(Block {
             hpa,
             tail,
             key,
             first: first as u32,
-            ops: ops.len() as u16,
+            ops: count as u16,
             bytes: bytes as u16,
             next: self.buckets[bucket],
             valid: true,
+            extra: None,
         });
         self.buckets[bucket] = id;
-        let head = bytes.min((PAGE - hpa % PAGE) as usize) as u64;
-        self.note(hpa, head, id);
+        let here = bytes.min((PAGE - hpa % PAGE) as usize) as u64;
+        self.note(hpa, here, id);
         if let Some(tail) = tail {
-            self.note(tail, bytes as u64 - head, id);
+            self.note(tail, bytes as u64 - here, id);
         }
         self.stats.blocks += 1;
         id
+    }
+
+    /// Appends to the arena, in which the caller has made room.
+    fn lay_down<'a>(&mut self, ops: impl Iterator<Item = &'a Op>) {
+        for op in ops {
+            // SAFETY: inside the arena, by the caller; nothing refers to this place yet.
+            unsafe { self.op(self.used).as_ptr().write(*op) };
+            self.used += 1;
+        }
+    }
+
+    /// The addresses of the arena and of the recent blocks, for host code.
+    pub(crate) fn places(&self) -> (u64, u64) {
+        (self.ops.as_ptr() as u64, self.recent.as_ptr() as u64)
+    }
+
+    /// Puts host code in place of a block's head, as `make` makes it of the operations behind the head: the entry
+    /// for handlers, and the one for host code. `make` is told where operations of its own will lie. Says
+    /// whether there was room.
+    pub(crate) fn translate(
+        &mut self,
+        head: OpRef,
+        make: impl FnOnce(OpRef, &[Op], u64, &mut Vec<Op>) -> Option<(Handler, u64)>,
+    ) -> bool {
+        let Some(block) = self.blocks.get(head.disp as u32 as usize) else { return false };
+        let (first, ops) = (block.first as usize + 1, usize::from(block.ops) - 1);
+        if self.used + 2 * ops > ARENA_OPS {
+            return false;
+        }
+        // SAFETY: the block's operations are in the arena, and nothing writes to them while this is read.
+        let list = unsafe { std::slice::from_raw_parts(self.op(first).as_ptr(), ops) };
+        let mut extra = Vec::new();
+        let made = make(self.op(first), list, self.op(self.used).addr(), &mut extra);
+        let (run, body) = made.unwrap_or((native::cold, head.imm));
+        if made.is_some() {
+            self.blocks[head.disp as u32 as usize].extra = Some((self.used as u32, extra.len() as u16));
+            self.lay_down(extra.iter());
+        }
+        // SAFETY: the head is in the arena, and a chain reads it only when it comes to the block.
+        unsafe {
+            (&raw mut (*head.as_ptr()).run).write(run);
+            (&raw mut (*head.as_ptr()).imm).write(body);
+        }
+        made.is_some()
     }
 
     fn note(&mut self, hpa: u64, bytes: u64, id: u32) {
@@ -309,12 +389,19 @@ impl CodeCache {
         let b = &mut self.blocks[id as usize];
         b.valid = false;
         let recent = &mut self.recent[Recent::slot(b.hpa)];
-        if recent.hpa == b.hpa {
+        if recent.tag == Recent::tag(b.hpa, b.key) {
             *recent = Recent::NONE;
         }
         let (first, ops, next) = (b.first as usize, b.ops as usize, b.next);
         let bucket = Self::bucket(b.hpa, b.key);
-        for i in first..first + ops {
+        let (extra, extras) = b.extra.take().unwrap_or_default();
+        if let Some(native) = self.native.as_ref().filter(|_| headed(b.key, b.tail)) {
+            // Host code that comes to the head leaves to its handler.
+            // SAFETY: the head is in the arena, and a chain reads it only when it comes to the block.
+            unsafe { (&raw mut (*self.op(first).as_ptr()).imm).write(native.outside()) };
+        }
+        let extra = extra as usize..extra as usize + usize::from(extras);
+        for i in (first..first + ops).chain(extra) {
             // SAFETY: inside the arena. A chain may be in this block: it reads the handler of the next
             // operation only after the store that brought us here, and finds `stale`.
             unsafe { (&raw mut (*self.op(i).as_ptr()).run).write(stale) };
@@ -379,6 +466,11 @@ impl CodeCache {
         let index = u32::from_ne_bytes([exit.r1, exit.r2, exit.base, exit.index]);
         self.op(index as usize)
     }
+}
+
+/// Whether a block starts with a head, where host code is made at all.
+fn headed(key: u32, tail: Option<u64>) -> bool {
+    key == native::KEY && tail.is_none()
 }
 
 /// The lines that `bytes` bytes at `hpa` touch, inside their page.
@@ -464,7 +556,8 @@ impl Cpu {
     #[inline(never)]
     fn decode_block(&mut self, rip: u64, lin: u64, hpa: u64, key: u32) -> Result<OpRef, Stop> {
         // Decoding needs at most this many operations for a block; see `lower`.
-        if self.code.used + lower::MAX_OPS > ARENA_OPS {
+        let full = self.code.native.as_ref().is_some_and(Native::full);
+        if full || self.code.used + lower::MAX_OPS + 1 > ARENA_OPS {
             self.flush_code();
         }
         // Watched before it is read, so that no write in between is missed.
@@ -519,7 +612,7 @@ impl Cpu {
     pub(crate) fn cached_block(&mut self, rip: u64) -> Option<OpRef> {
         let hpa = self.mmu.cached_fetch(self.code_place(rip))?;
         let recent = self.code.recent[Recent::slot(hpa)];
-        if recent.hpa == hpa && recent.key == self.code.key {
+        if recent.tag == Recent::tag(hpa, self.code.key) {
             self.regs[usize::from(crate::cpu::RBLOCK)] = rip;
             return recent.op;
         }

@@ -549,6 +549,7 @@ impl Cpu {
             time: Time::new(),
             entropy: Entropy::default(),
         };
+        cpu.translate_after(Some(crate::native::THRESHOLD));
         cpu.reset();
         cpu
     }

@@ -67,7 +67,7 @@ impl Cpu {
                     self.code.key = self.code_key();
                     None
                 }
-                Flow::Lookup | Flow::Link => None,
+                Flow::Lookup | Flow::Link | Flow::Native => None,
             };
             if stopped.is_some() {
                 return stopped;

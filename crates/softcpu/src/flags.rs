@@ -69,6 +69,11 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// Where `res`, `aux` and `adj` lie, for host code.
+    pub(crate) const RESULT: usize = std::mem::offset_of!(Self, res);
+    pub(crate) const AUX: usize = std::mem::offset_of!(Self, aux);
+    pub(crate) const ADJUST: usize = std::mem::offset_of!(Self, adj);
+
     /// After `r = a + b (+ carry)`.
     #[inline(always)]
     pub fn set_add<T: Int>(&mut self, a: T, b: T, r: T) {

@@ -55,6 +55,7 @@ pub mod int;
 mod lower;
 pub mod mmu;
 pub mod msr;
+mod native;
 pub mod op;
 mod ops;
 mod seg;

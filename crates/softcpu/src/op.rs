@@ -19,6 +19,8 @@ pub type Handler = extern "C-unwind" fn(&mut Cpu, OpRef) -> Flow;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Flow {
+    /// An operation that host code called is done. Only host code sees this.
+    Native = 0,
     /// Find the block at `rip` (indirect branch, end of a long block, asynchronous event pending).
     Lookup,
     /// As `Lookup`, and the exit operation in `Cpu::code.patch` may be linked to what is found.
@@ -35,7 +37,8 @@ pub enum Flow {
 pub struct Op {
     /// What executes it.
     pub run: Handler,
-    /// Immediate operand; in exit operations, the address of the linked block's first operation, or 0.
+    /// Immediate operand; in exit operations, the address of the linked block's first operation, or 0; in a block's
+    /// head, where host code goes that comes to the block.
     pub imm: u64,
     /// Displacement. RIP-relative ones are relative to the block's start. In exit operations, the
     /// target relative to the block's start.
@@ -172,7 +175,10 @@ impl Cpu {
 macro_rules! handler {
     (next: $body:path => $name:ident) => {
         #[doc = concat!("Handler of [`", stringify!($body), "`].")]
-        pub extern "C-unwind" fn $name(cpu: &mut $crate::cpu::Cpu, op: $crate::op::OpRef) -> $crate::op::Flow {
+        pub extern "C-unwind" fn $name(
+            cpu: &mut $crate::cpu::Cpu,
+            op: $crate::op::OpRef,
+        ) -> $crate::op::Flow {
             match $body(cpu, &op) {
                 Ok(()) => $crate::op::next(cpu, op),
                 Err(s) => $crate::op::stop(cpu, op, s),
@@ -181,7 +187,10 @@ macro_rules! handler {
     };
     (sync: $body:path => $name:ident) => {
         #[doc = concat!("Handler of [`", stringify!($body), "`]; ends the block.")]
-        pub extern "C-unwind" fn $name(cpu: &mut $crate::cpu::Cpu, op: $crate::op::OpRef) -> $crate::op::Flow {
+        pub extern "C-unwind" fn $name(
+            cpu: &mut $crate::cpu::Cpu,
+            op: $crate::op::OpRef,
+        ) -> $crate::op::Flow {
             match $body(cpu, &op) {
                 Ok(()) => $crate::op::sync(cpu, op),
                 Err(s) => $crate::op::stop(cpu, op, s),
@@ -190,7 +199,10 @@ macro_rules! handler {
     };
     (jump: $body:path => $name:ident) => {
         #[doc = concat!("Handler of [`", stringify!($body), "`], which sets `Cpu::rip`.")]
-        pub extern "C-unwind" fn $name(cpu: &mut $crate::cpu::Cpu, op: $crate::op::OpRef) -> $crate::op::Flow {
+        pub extern "C-unwind" fn $name(
+            cpu: &mut $crate::cpu::Cpu,
+            op: $crate::op::OpRef,
+        ) -> $crate::op::Flow {
             match $body(cpu, &op) {
                 Ok(()) => $crate::op::jumped(cpu, op, $crate::op::Flow::Sync),
                 Err(s) => $crate::op::stop(cpu, op, s),

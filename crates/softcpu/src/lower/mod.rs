@@ -281,7 +281,8 @@ impl Lowering<'_> {
         let linkable = same_page && self.key & (key::SINGLE | key::LIMITED) == 0;
         let run: Handler = if linkable { ops::branch::exit_link } else { ops::branch::exit_far };
         let mut op = self.op(run);
-        // No link yet: no era is 0.
+        // No link yet: where there is one to another page, this is no page's address.
+        op.imm = if linkable { 0 } else { u64::MAX };
         op.disp = target.wrapping_sub(self.start) as i32;
         op.nth = executed;
         self.push(op);

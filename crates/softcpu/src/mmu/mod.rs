@@ -11,6 +11,8 @@ mod walk;
 pub use host::{HostPtr, Plain};
 pub use tlb::View;
 
+use std::mem::offset_of;
+
 use trapline_memory::arena::Arena;
 use trapline_memory::paging::PagingMode;
 
@@ -128,6 +130,26 @@ pub struct Mmu {
     pub(crate) replay: Replay,
     /// The PDPTE registers of PAE paging.
     pub(crate) pdptes: [u64; 4],
+}
+
+/// Where host code finds what it needs of the TLB: fields of [`Cpu`], and of an entry.
+pub(crate) struct TlbPlaces;
+
+impl TlbPlaces {
+    const TLB: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, tlb);
+    /// The address of the current view's entries.
+    pub const PART: usize = Self::TLB + Tlb::PART;
+    /// [`Tlb::era`].
+    pub const ERA: usize = Self::TLB + Tlb::ERA;
+    /// The current address space's number.
+    pub const ASID: usize = offset_of!(Cpu, mmu) + offset_of!(Mmu, asid);
+    pub const ENTRIES: usize = tlb::SETS;
+    /// Bytes of an entry.
+    pub const ENTRY: usize = size_of::<tlb::TlbEntry>();
+    pub const READ: usize = offset_of!(tlb::TlbEntry, r);
+    pub const WRITE: usize = offset_of!(tlb::TlbEntry, w);
+    pub const EXECUTE: usize = offset_of!(tlb::TlbEntry, x);
+    pub const ADDEND: usize = offset_of!(tlb::TlbEntry, addend);
 }
 
 /// Where a translated access goes.

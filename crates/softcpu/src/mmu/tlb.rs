@@ -74,6 +74,10 @@ pub(super) struct Tlb {
 }
 
 impl Tlb {
+    /// Where `part` and `era` lie, for host code.
+    pub const PART: usize = std::mem::offset_of!(Self, part);
+    pub const ERA: usize = std::mem::offset_of!(Self, era);
+
     pub fn new() -> Self {
         let entries = vec![TlbEntry::EMPTY; 4 * SETS].into_boxed_slice();
         let Ok(mut entries) = <Box<[TlbEntry; 4 * SETS]>>::try_from(entries) else {
