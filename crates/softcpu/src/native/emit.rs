@@ -2,8 +2,9 @@
 //!
 //! While it runs, RBX points into the processor's state; every guest register, and the flags, are in memory
 //! between operations. RAX, RCX, RDX and R8 to R11 are free. What host code does not do itself, such as an
-//! access that misses the TLB, it leaves to the interpreter by going to the operation's handler: nothing of the
-//! operation may have happened then.
+//! access that misses the TLB, it leaves to the operation's handler: nothing of the operation may have happened
+//! then. A handler that goes on with the next operation is called alone; one that goes elsewhere, a branch's,
+//! is jumped to.
 
 use std::mem::offset_of;
 
@@ -62,21 +63,46 @@ pub(super) struct Emitter<'a> {
     places: &'a Places,
     /// Jumps to the handler of an operation, to be laid down behind the code.
     bails: Vec<(Jump, OpRef)>,
+    /// Jumps to calls of the operation's handler, to be laid down behind the code.
+    misses: Vec<Miss>,
     /// Operations to be called alone: where the code wants the address of a copy of this one.
     calls: Vec<Call>,
+    /// The operation at hand.
+    now: Now,
+}
+
+/// Numbers of operations in the block.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Now {
+    pub first: usize,
+    /// How many belong to it.
+    pub count: usize,
+}
+
+struct Miss {
+    jump: Jump,
+    op: Now,
+    /// Where the code goes on, once it is known.
+    resume: Option<u64>,
 }
 
 /// See [`Emitter::calls`].
 pub(super) struct Call {
     /// Where in the code the copy's address is wanted.
     pub at: usize,
-    /// The number of the operation in the block.
-    pub op: usize,
+    pub op: Now,
 }
 
 impl<'a> Emitter<'a> {
     pub fn new(base: u64, places: &'a Places) -> Self {
-        Self { asm: Asm::new(base), places, bails: Vec::new(), calls: Vec::new() }
+        Self {
+            asm: Asm::new(base),
+            places,
+            bails: Vec::new(),
+            misses: Vec::new(),
+            calls: Vec::new(),
+            now: Now::default(),
+        }
     }
 
     /// Lays down the code of a block whose operations are `ops`, at `first` and behind it. Returns the operations
@@ -85,6 +111,16 @@ impl<'a> Emitter<'a> {
         let mut n = 0;
         while let Some(op) = ops.get(n) {
             n += self.operation(first.ahead(n), op, n, ops.len());
+            let here = self.asm.here();
+            for miss in self.misses.iter_mut().rev().take_while(|miss| miss.resume.is_none()) {
+                miss.resume = Some(here);
+            }
+        }
+        for miss in std::mem::take(&mut self.misses) {
+            self.asm.bind(miss.jump);
+            self.call_alone(miss.op);
+            let resume = self.asm.jump();
+            self.asm.bind_to(resume, miss.resume.unwrap_or(self.places.back));
         }
         let mut last = None;
         for (jump, op) in std::mem::take(&mut self.bails) {
@@ -105,6 +141,8 @@ impl<'a> Emitter<'a> {
     /// One operation, and those that belong to it; says how many.
     fn operation(&mut self, at: OpRef, op: &Op, n: usize, all: usize) -> usize {
         let template = template::of(op.run).filter(|t| self.suits(op, *t));
+        let pair = matches!(template, Some(Template::PushPair | Template::PopPair));
+        self.now = Now { first: n, count: if pair { 2 } else { 1 } };
         match template {
             Some(Template::Chooses) => {
                 self.go_to(at);
@@ -117,7 +155,7 @@ impl<'a> Emitter<'a> {
                 1
             }
             None => {
-                self.call_alone(n);
+                self.call_alone(self.now);
                 1
             }
         }
@@ -154,21 +192,21 @@ impl<'a> Emitter<'a> {
             }
             T::Constant { size } => self.constant(size, op),
             T::Load { size, form } => {
-                self.access(at, op, form, size, Access::Read);
+                self.access(op, form, size, Access::Read);
                 self.asm.load(size, RAX, Rm::Mem(RAX, 0));
                 self.put(size, op.r1, RAX);
             }
             T::Store { size, form } => {
-                self.access(at, op, form, size, Access::Write);
+                self.access(op, form, size, Access::Write);
                 self.get(size, RCX, op.r2);
                 self.asm.store(size, Rm::Mem(RAX, 0), RCX);
             }
             T::StoreConstant { size, form } => {
-                self.access(at, op, form, size, Access::Write);
+                self.access(op, form, size, Access::Write);
                 self.immediate(size, RCX, op.imm);
                 self.asm.store(size, Rm::Mem(RAX, 0), RCX);
             }
-            T::Extend { signed, to, from, form } => self.extend(at, op, (signed, to, from), form),
+            T::Extend { signed, to, from, form } => self.extend(op, (signed, to, from), form),
             T::Lea { size, form } => {
                 self.address(op, form);
                 if size == 4 {
@@ -177,8 +215,8 @@ impl<'a> Emitter<'a> {
                 }
                 self.put(size, op.r1, RAX);
             }
-            T::Binary { what, size, source } => self.binary(at, op, what, size, source),
-            T::Unary { op: one, size, form, quiet } => self.unary(at, op, one, size, form, quiet),
+            T::Binary { what, size, source } => self.binary(op, what, size, source),
+            T::Unary { op: one, size, form, quiet } => self.unary(op, one, size, form, quiet),
             T::Shift { op: turn, size, quiet } => self.shift(op, turn, size, quiet),
             T::Multiply { size, immediate } => {
                 if immediate {
@@ -217,7 +255,7 @@ impl<'a> Emitter<'a> {
                 self.put(size, op.r1, RAX);
             }
             T::Push | T::PushConstant | T::PushPair | T::Pop | T::PopPair => {
-                return self.stack(at, op, template);
+                return self.stack(op, template);
             }
             _ => return self.branch(at, op, template),
         }
@@ -270,9 +308,9 @@ impl<'a> Emitter<'a> {
         }
     }
 
-    /// Makes the host address in RAX of the linear address there. If the TLB does not know it, `at` is left to the
-    /// interpreter.
-    fn translate(&mut self, at: OpRef, size: u8, access: Access) {
+    /// Makes the host address in RAX of the linear address there. If the TLB does not know it, the handler does all of
+    /// the operation instead; that of `branch`, which does not come back, if there is one.
+    fn translate(&mut self, branch: Option<OpRef>, size: u8, access: Access) {
         let tag = match access {
             Access::Read => TlbPlaces::READ,
             Access::Write => TlbPlaces::WRITE,
@@ -282,21 +320,24 @@ impl<'a> Emitter<'a> {
         self.asm.arith_imm(Arith::And, 8, Rm::Reg(RDX), -4096);
         self.asm.arith(Arith::Xor, 8, RDX, Rm::Mem(RCX, tag as i32));
         self.asm.arith(Arith::Cmp, 8, RDX, field(TlbPlaces::ASID));
-        let miss = self.asm.jump_if(cc::NE);
-        self.bails.push((miss, at));
+        let jump = self.asm.jump_if(cc::NE);
+        match branch {
+            Some(at) => self.bails.push((jump, at)),
+            None => self.misses.push(Miss { jump, op: self.now, resume: None }),
+        }
         self.asm.arith(Arith::Add, 8, RAX, Rm::Mem(RCX, TlbPlaces::ADDEND as i32));
     }
 
     /// The host address of the memory operand, in RAX.
-    fn access(&mut self, at: OpRef, op: &Op, form: u8, size: u8, access: Access) {
+    fn access(&mut self, op: &Op, form: u8, size: u8, access: Access) {
         self.address(op, form);
-        self.translate(at, size, access);
+        self.translate(None, size, access);
     }
 
-    fn extend(&mut self, at: OpRef, op: &Op, (signed, to, from): (bool, u8, u8), form: Option<u8>) {
+    fn extend(&mut self, op: &Op, (signed, to, from): (bool, u8, u8), form: Option<u8>) {
         let source = match form {
             Some(form) => {
-                self.access(at, op, form, from, Access::Read);
+                self.access(op, form, from, Access::Read);
                 Rm::Mem(RAX, 0)
             }
             None => slot(from, op.r2),
@@ -311,7 +352,7 @@ impl<'a> Emitter<'a> {
 
     // ---- arithmetic
 
-    fn binary(&mut self, at: OpRef, op: &Op, what: Binary, size: u8, source: Source) {
+    fn binary(&mut self, op: &Op, what: Binary, size: u8, source: Source) {
         // RAX is the first operand, RCX the second, R10 the address of a destination in memory.
         match source {
             Source::Register => {
@@ -323,13 +364,13 @@ impl<'a> Emitter<'a> {
                 self.immediate(size, RCX, op.imm);
             }
             Source::Memory(form) => {
-                self.access(at, op, form, size, Access::Read);
+                self.access(op, form, size, Access::Read);
                 self.asm.load(size, RCX, Rm::Mem(RAX, 0));
                 self.get(size, RAX, op.r1);
             }
             Source::ToMemory(form) | Source::ImmediateToMemory(form) => {
                 let access = if what.writes { Access::Write } else { Access::Read };
-                self.access(at, op, form, size, access);
+                self.access(op, form, size, access);
                 self.asm.copy(R10, RAX);
                 self.asm.load(size, RAX, Rm::Mem(R10, 0));
                 match source {
@@ -406,10 +447,10 @@ impl<'a> Emitter<'a> {
         self.asm.store(8, adjust(), if size == 8 { RAX } else { RDX });
     }
 
-    fn unary(&mut self, at: OpRef, op: &Op, one: One, size: u8, form: Option<u8>, quiet: bool) {
+    fn unary(&mut self, op: &Op, one: One, size: u8, form: Option<u8>, quiet: bool) {
         match form {
             Some(form) => {
-                self.access(at, op, form, size, Access::Write);
+                self.access(op, form, size, Access::Write);
                 self.asm.copy(R10, RAX);
                 self.asm.load(size, RAX, Rm::Mem(R10, 0));
             }
@@ -554,22 +595,22 @@ impl<'a> Emitter<'a> {
 
     // ---- the stack
 
-    fn stack(&mut self, at: OpRef, op: &Op, template: Template) -> usize {
+    fn stack(&mut self, op: &Op, template: Template) -> usize {
         match template {
             Template::Push => {
-                self.below(at, 8);
+                self.below(None, 8);
                 self.get(8, RCX, op.r2);
                 self.asm.store(8, Rm::Mem(RAX, 0), RCX);
                 self.asm.arith_imm(Arith::Sub, 8, sp(), 8);
             }
             Template::PushConstant => {
-                self.below(at, 8);
+                self.below(None, 8);
                 self.asm.constant(RCX, op.imm);
                 self.asm.store(8, Rm::Mem(RAX, 0), RCX);
                 self.asm.arith_imm(Arith::Sub, 8, sp(), 8);
             }
             Template::PushPair => {
-                self.below(at, 16);
+                self.below(None, 16);
                 self.get(8, RCX, op.r2);
                 self.asm.store(8, Rm::Mem(RAX, 8), RCX);
                 self.get(8, RCX, op.r1);
@@ -578,14 +619,14 @@ impl<'a> Emitter<'a> {
                 return 2;
             }
             Template::Pop => {
-                self.top(at, 8);
+                self.top(None, 8);
                 self.asm.load(8, RAX, Rm::Mem(RAX, 0));
                 // POP RSP: what was popped counts.
                 self.asm.arith_imm(Arith::Add, 8, sp(), 8);
                 self.put(8, op.r1, RAX);
             }
             _ => {
-                self.top(at, 16);
+                self.top(None, 16);
                 self.asm.load(8, RCX, Rm::Mem(RAX, 0));
                 self.put(8, op.r1, RCX);
                 self.asm.load(8, RCX, Rm::Mem(RAX, 8));
@@ -598,16 +639,16 @@ impl<'a> Emitter<'a> {
     }
 
     /// The host address of the `size` bytes below the stack's top, in RAX.
-    fn below(&mut self, at: OpRef, size: u8) {
+    fn below(&mut self, branch: Option<OpRef>, size: u8) {
         self.asm.load(8, RAX, sp());
         self.asm.arith_imm(Arith::Sub, 8, Rm::Reg(RAX), size.into());
-        self.translate(at, size, Access::Write);
+        self.translate(branch, size, Access::Write);
     }
 
     /// The host address of the stack's top, in RAX.
-    fn top(&mut self, at: OpRef, size: u8) {
+    fn top(&mut self, branch: Option<OpRef>, size: u8) {
         self.asm.load(8, RAX, sp());
-        self.translate(at, size, Access::Read);
+        self.translate(branch, size, Access::Read);
     }
 
     // ---- branches
@@ -633,14 +674,14 @@ impl<'a> Emitter<'a> {
                 self.exits(at, cc)
             }
             T::Call => {
-                self.below(at, 8);
+                self.below(Some(at), 8);
                 self.return_address(op, RCX);
                 self.asm.store(8, Rm::Mem(RAX, 0), RCX);
                 self.asm.arith_imm(Arith::Sub, 8, sp(), 8);
                 1
             }
             T::Return => {
-                self.top(at, 8);
+                self.top(Some(at), 8);
                 self.asm.load(8, RAX, Rm::Mem(RAX, 0));
                 self.look_up(at, op);
                 self.asm.arith_imm(Arith::Add, 8, sp(), (op.imm & 0xffff) as i32 + 8);
@@ -654,7 +695,8 @@ impl<'a> Emitter<'a> {
                 1
             }
             T::JumpMemory { form } => {
-                self.access(at, op, form, 8, Access::Read);
+                self.address(op, form);
+                self.translate(Some(at), 8, Access::Read);
                 self.asm.load(8, RAX, Rm::Mem(RAX, 0));
                 self.look_up(at, op);
                 self.enter_found();
@@ -662,13 +704,14 @@ impl<'a> Emitter<'a> {
             }
             T::CallRegister | T::CallMemory { .. } => {
                 if let T::CallMemory { form } = template {
-                    self.access(at, op, form, 8, Access::Read);
+                    self.address(op, form);
+                    self.translate(Some(at), 8, Access::Read);
                     self.asm.load(8, RAX, Rm::Mem(RAX, 0));
                 } else {
                     self.get(8, RAX, op.r1);
                 }
                 self.look_up(at, op);
-                self.below(at, 8);
+                self.below(Some(at), 8);
                 self.return_address(op, RCX);
                 self.asm.store(8, Rm::Mem(RAX, 0), RCX);
                 self.asm.arith_imm(Arith::Sub, 8, sp(), 8);
@@ -791,11 +834,11 @@ impl<'a> Emitter<'a> {
     }
 
     /// Calls a handler for its operation alone: for a copy that is followed by one that comes back.
-    fn call_alone(&mut self, n: usize) {
+    fn call_alone(&mut self, op: Now) {
         self.asm.lea(8, RDI, Rm::Mem(RBX, -BIAS));
         // Too wide for a shorter form.
         self.asm.constant(RSI, u64::MAX >> 1);
-        self.calls.push(Call { at: self.asm.code.len() - 8, op: n });
+        self.calls.push(Call { at: self.asm.code.len() - 8, op });
         self.asm.call_mem(Rm::Mem(RSI, offset_of!(Op, run) as i32));
         self.asm.test(1, RAX, RAX);
         let ended = self.asm.jump_if(cc::NE);

@@ -132,11 +132,13 @@ impl Native {
         let calls = emitter.block(first, ops);
         let mut code = emitter.asm.code;
         for call in calls {
-            let (Some(op), Some(after)) = (ops.get(call.op), ops.get(call.op + 1)) else { return None };
+            let end = call.op.first + call.op.count;
+            let (called, after) = (ops.get(call.op.first..end)?, ops.get(end)?);
             let address = extra + (extra_ops.len() * size_of::<Op>()) as u64;
             code.get_mut(call.at..call.at + 8)?.copy_from_slice(&address.to_le_bytes());
             // If the handler drops the block, what follows it becomes a place to go on from.
-            extra_ops.extend([*op, Op { run: come_back, ..*after }]);
+            extra_ops.extend(called);
+            extra_ops.push(Op { run: come_back, ..*after });
         }
         self.buffer.append(&code).then_some((entry, body))
     }
