@@ -40,6 +40,14 @@ impl Mxcsr {
     /// The bits that can be set; setting others raises #GP in LDMXCSR and FXRSTOR.
     pub const MASK: u32 = 0xffff;
 
+    /// Where the register's value lies, for host code.
+    pub(crate) const VALUE: usize = std::mem::offset_of!(Self, value);
+    /// What decides whether results can be rounded to nearest without a look at exceptions ([`Self::ROUNDS`]): the
+    /// rounding control, and precision.
+    pub(crate) const DECIDES: u32 = ROUNDING | PRECISION;
+    /// See [`Self::DECIDES`]: to nearest, and precision is recorded and masked.
+    pub(crate) const ROUNDS: u32 = PRECISION;
+
     /// From the register's value.
     #[inline]
     pub const fn new(value: u32) -> Self {

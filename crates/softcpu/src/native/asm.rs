@@ -102,14 +102,19 @@ impl Asm {
     /// Prefixes, opcode, ModRM, SIB and displacement. `size` is the operand's in bytes; `opcode` has its bytes in
     /// order from the most significant one that is not 0.
     fn form(&mut self, size: u8, opcode: u32, reg: u8, rm: Rm) {
-        if size == 2 {
-            self.byte(0x66);
+        self.prefixed(if size == 2 { 0x66 } else { 0 }, size == 8, opcode, reg, rm);
+    }
+
+    /// [`Asm::form`] with a prefix, 0 for none, and REX.W or not.
+    fn prefixed(&mut self, prefix: u8, wide: bool, opcode: u32, reg: u8, rm: Rm) {
+        if prefix != 0 {
+            self.byte(prefix);
         }
         let (index, base) = match rm {
             Rm::Reg(r) | Rm::Mem(r, _) => (0, r.0),
             Rm::Sib(b, i, _, _) => (i.0, b.0),
         };
-        let rex = 0x40 | u8::from(size == 8) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3;
+        let rex = 0x40 | u8::from(wide) << 3 | (reg >> 3) << 2 | (index >> 3) << 1 | base >> 3;
         if rex != 0x40 {
             self.byte(rex);
         }
@@ -270,6 +275,28 @@ impl Asm {
 
     pub fn cmov(&mut self, cc: u8, size: u8, to: Reg, from: Rm) {
         self.form(size, 0x0f40 | u32::from(cc), to.0, from);
+    }
+
+    /// Flags of `rm` AND a constant.
+    pub fn test_imm(&mut self, size: u8, rm: Rm, v: i32) {
+        self.form(size, if size == 1 { 0xf6 } else { 0xf7 }, 0, rm);
+        self.immediate(size, v);
+    }
+
+    /// An SSE instruction of the map 0FH: its prefix (0 for none), opcode, register and second operand, where
+    /// [`Rm::Reg`] is an SSE register too.
+    pub fn sse(&mut self, prefix: u8, opcode: u8, xmm: u8, rm: Rm) {
+        self.prefixed(prefix, false, 0x0f00 | u32::from(opcode), xmm, rm);
+    }
+
+    /// [`Asm::sse`] with REX.W: the general register is one of 64 bits.
+    pub fn sse_wide(&mut self, prefix: u8, opcode: u8, xmm: u8, rm: Rm) {
+        self.prefixed(prefix, true, 0x0f00 | u32::from(opcode), xmm, rm);
+    }
+
+    /// The immediate byte of an instruction that has one more operand.
+    pub fn with(&mut self, v: u8) {
+        self.byte(v);
     }
 
     pub fn jump_if(&mut self, cc: u8) -> Jump {
@@ -441,6 +468,33 @@ mod tests {
                 "seto r9b",
                 "movzx r9d,r9b",
                 "cmovne rax,[rbx]",
+            ],
+        );
+    }
+
+    #[test]
+    fn vectors() {
+        check(
+            |a| {
+                a.test_imm(1, Rm::Reg(RAX), 15);
+                a.test_imm(4, Rm::Mem(RBX, 0x200), 12);
+                a.sse(0, 0x10, 0, Rm::Mem(RBX, 0x400));
+                a.sse(0x66, 0xfe, 0, Rm::Reg(Reg(1)));
+                a.sse(0xf2, 0x58, 1, Rm::Mem(RBX, 0x410));
+                a.sse(0x66, 0x72, 6, Rm::Reg(Reg(0)));
+                a.with(5);
+                a.sse_wide(0xf2, 0x2a, 0, Rm::Reg(RCX));
+                a.sse_wide(0x66, 0x7e, 0, Rm::Reg(R9));
+            },
+            &[
+                "test al,0Fh",
+                "test dword [rbx+200h],0Ch",
+                "movups xmm0,[rbx+400h]",
+                "paddd xmm0,xmm1",
+                "addsd xmm1,[rbx+410h]",
+                "pslld xmm0,5",
+                "cvtsi2sd xmm0,rcx",
+                "movq r9,xmm0",
             ],
         );
     }

@@ -25,7 +25,7 @@ pub(super) fn field(offset: usize) -> Rm {
 }
 
 /// The register operand `r`, of which `size` bytes count.
-fn slot(size: u8, r: u8) -> Rm {
+pub(super) fn slot(size: u8, r: u8) -> Rm {
     let high = usize::from(size == 1 && r & HIGH_BYTE != 0);
     field(offset_of!(Cpu, regs) + 8 * usize::from(r & 31) + high)
 }
@@ -38,21 +38,21 @@ fn block_start() -> Rm {
     slot(8, RBLOCK)
 }
 
-fn result() -> Rm {
+pub(super) fn result() -> Rm {
     field(offset_of!(Cpu, flags) + Flags::RESULT)
 }
 
-fn aux() -> Rm {
+pub(super) fn aux() -> Rm {
     field(offset_of!(Cpu, flags) + Flags::AUX)
 }
 
-fn adjust() -> Rm {
+pub(super) fn adjust() -> Rm {
     field(offset_of!(Cpu, flags) + Flags::ADJUST)
 }
 
 /// Whether an access wants the TLB's tag for reading or writing.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Access {
+pub(super) enum Access {
     Read,
     Write,
 }
@@ -116,11 +116,18 @@ impl<'a> Emitter<'a> {
                 miss.resume = Some(here);
             }
         }
+        let mut last = None;
         for miss in std::mem::take(&mut self.misses) {
-            self.asm.bind(miss.jump);
-            self.call_alone(miss.op);
-            let resume = self.asm.jump();
-            self.asm.bind_to(resume, miss.resume.unwrap_or(self.places.back));
+            match last {
+                Some((op, place)) if op == miss.op.first => self.asm.bind_to(miss.jump, place),
+                _ => {
+                    last = Some((miss.op.first, self.asm.here()));
+                    self.asm.bind(miss.jump);
+                    self.call_alone(miss.op);
+                    let resume = self.asm.jump();
+                    self.asm.bind_to(resume, miss.resume.unwrap_or(self.places.back));
+                }
+            }
         }
         let mut last = None;
         for (jump, op) in std::mem::take(&mut self.bails) {
@@ -175,6 +182,7 @@ impl<'a> Emitter<'a> {
                 Source::Register | Source::Immediate => None,
             },
             T::JumpMemory { form } | T::CallMemory { form } => Some(form),
+            T::Vector(vector) => vector.form(),
             // Counts that leave nothing of a narrow operand have flags of their own.
             T::Shift { size, .. } => return op.imm < u64::from(size) * 8,
             _ => None,
@@ -254,6 +262,7 @@ impl<'a> Emitter<'a> {
                 self.asm.cmov(host, 8, RAX, Rm::Reg(RCX));
                 self.put(size, op.r1, RAX);
             }
+            T::Vector(vector) => self.vector(op, vector),
             T::Push | T::PushConstant | T::PushPair | T::Pop | T::PopPair => {
                 return self.stack(op, template);
             }
@@ -265,12 +274,12 @@ impl<'a> Emitter<'a> {
     // ---- registers and constants
 
     /// Loads the register operand `r`, zero-extended.
-    fn get(&mut self, size: u8, to: Reg, r: u8) {
+    pub(super) fn get(&mut self, size: u8, to: Reg, r: u8) {
         self.asm.load(size, to, slot(size, r));
     }
 
     /// Writes the register operand `r`. A 32-bit value is zero-extended already.
-    fn put(&mut self, size: u8, r: u8, from: Reg) {
+    pub(super) fn put(&mut self, size: u8, r: u8, from: Reg) {
         self.asm.store(if size == 4 { 8 } else { size }, slot(size, r), from);
     }
 
@@ -308,6 +317,12 @@ impl<'a> Emitter<'a> {
         }
     }
 
+    /// If the host's condition holds, the handler does all of the operation instead.
+    pub(super) fn instead_if(&mut self, host: u8) {
+        let jump = self.asm.jump_if(host);
+        self.misses.push(Miss { jump, op: self.now, resume: None });
+    }
+
     /// Makes the host address in RAX of the linear address there. If the TLB does not know it, the handler does all of
     /// the operation instead; that of `branch`, which does not come back, if there is one.
     fn translate(&mut self, branch: Option<OpRef>, size: u8, access: Access) {
@@ -320,16 +335,18 @@ impl<'a> Emitter<'a> {
         self.asm.arith_imm(Arith::And, 8, Rm::Reg(RDX), -4096);
         self.asm.arith(Arith::Xor, 8, RDX, Rm::Mem(RCX, tag as i32));
         self.asm.arith(Arith::Cmp, 8, RDX, field(TlbPlaces::ASID));
-        let jump = self.asm.jump_if(cc::NE);
         match branch {
-            Some(at) => self.bails.push((jump, at)),
-            None => self.misses.push(Miss { jump, op: self.now, resume: None }),
+            Some(at) => {
+                let jump = self.asm.jump_if(cc::NE);
+                self.bails.push((jump, at));
+            }
+            None => self.instead_if(cc::NE),
         }
         self.asm.arith(Arith::Add, 8, RAX, Rm::Mem(RCX, TlbPlaces::ADDEND as i32));
     }
 
     /// The host address of the memory operand, in RAX.
-    fn access(&mut self, op: &Op, form: u8, size: u8, access: Access) {
+    pub(super) fn access(&mut self, op: &Op, form: u8, size: u8, access: Access) {
         self.address(op, form);
         self.translate(None, size, access);
     }

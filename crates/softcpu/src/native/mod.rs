@@ -19,6 +19,7 @@ mod asm;
 mod buffer;
 mod emit;
 mod template;
+mod vector;
 
 use std::mem::offset_of;
 use std::sync::Arc;
