@@ -15,9 +15,12 @@ use trapline_softcpu::cpuid::Model;
 use rig::{DATA, HOST_CODE, Host, Rng, compare, processor};
 
 thread_local! {
-    static BOTH: RefCell<(Cpu, Arc<Model>, Host)> = RefCell::new({
-        let (cpu, model) = processor();
-        (cpu, model, Host::new(HOST_CODE, DATA))
+    /// The interpreter, a processor that makes host code at once, and the host.
+    static ALL: RefCell<([Cpu; 2], Arc<Model>, Host)> = RefCell::new({
+        let ([mut interpreter, mut native], model) = ([processor().0, processor().0], processor().1);
+        interpreter.translate_after(None);
+        native.translate_after(Some(0));
+        ([interpreter, native], model, Host::new(HOST_CODE, DATA))
     });
 }
 
@@ -25,12 +28,13 @@ thread_local! {
 const STEP: usize = 8 + 15;
 
 fuzz_target!(|input: &[u8]| {
-    BOTH.with_borrow_mut(|(cpu, model, host)| {
+    ALL.with_borrow_mut(|(processors, model, host)| {
         for step in input.chunks_exact(STEP).take(64) {
             let (seed, bytes) = step.split_at(8);
+            let seed = u64::from_le_bytes(seed.try_into().unwrap_or([1; 8]));
+            let cpu = &mut processors[(seed >> 63) as usize];
             // The generator's state must not be zero.
-            let seed = u64::from_le_bytes(seed.try_into().unwrap_or([1; 8])) | 1;
-            if let Some(Err(difference)) = compare(cpu, host, model, bytes, &mut Rng(seed)) {
+            if let Some(Err(difference)) = compare(cpu, host, model, bytes, &mut Rng(seed | 1)) {
                 panic!("{difference}");
             }
         }

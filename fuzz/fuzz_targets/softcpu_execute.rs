@@ -39,6 +39,8 @@ fn prepare(input: &Input<'_>) -> Rig {
     let model = &MODELS[usize::from(input.model) % MODELS.len()];
     let make = if input.guest { Rig::guest } else { Rig::bare };
     let mut rig = make(model, input.mode);
+    // The interpreter alone, or host code soon or at once.
+    rig.cpu.translate_after([None, Some(3), Some(0), Some(0)][usize::from(input.model >> 6)]);
     rig.write(CODE, &input.code[..input.code.len().min(2048)]);
     // What comes after the code is data, and ends at an unmapped page.
     rig.write(DATA, input.code);

@@ -28,7 +28,7 @@ use self::asm::{Asm, RBX, RDI, Rm};
 use self::buffer::Buffer;
 use crate::code::CodeCache;
 use crate::cpu::Cpu;
-use crate::op::{Flow, Op, OpRef, next};
+use crate::op::{Flow, Handler, Op, OpRef, next};
 
 /// The key of blocks that get host code: 64-bit, nothing special.
 pub(crate) const KEY: u32 = 2;
@@ -155,6 +155,11 @@ extern "C-unwind" fn come_back(_cpu: &mut Cpu, _op: OpRef) -> Flow {
 pub(crate) extern "C-unwind" fn warm(cpu: &mut Cpu, op: OpRef) -> Flow {
     if cpu.code.count_head(op) {
         cpu.make_native(op);
+        // Whatever is there now: host code, or `cold`. Where there was no room it is this handler still.
+        let run = op.run;
+        if !std::ptr::fn_addr_eq(run, warm as Handler) {
+            return run(cpu, op);
+        }
     }
     next(cpu, op)
 }

@@ -3,6 +3,8 @@
 //! Code is assembled with iced-x86 and runs outside VMX operation until it halts at privilege level 0.
 #![allow(dead_code)]
 
+pub mod mode;
+
 use std::sync::Arc;
 
 use iced_x86::code_asm::{CodeAssembler, IcedError};
@@ -73,6 +75,7 @@ impl Machine {
     pub fn real_model(model: Model) -> Self {
         let arena = Arc::new(Arena::new(8 << 20, &ArenaOptions::default()).unwrap());
         let mut cpu = Cpu::new(arena.clone(), Arc::new(model));
+        mode::apply(&mut cpu);
         cpu.seg[seg::CS] = Segment { attr: 0x9b, ..Segment::real(0) };
         cpu.set_cr0(cr0::ET | cr0::NE).unwrap();
         cpu.mode_changed();

@@ -3,6 +3,8 @@
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 #![allow(unsafe_code)]
 
+#[path = "../common/mode.rs"]
+mod mode;
 mod rig;
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
@@ -32,6 +34,7 @@ impl Rng {
 #[test]
 fn integer_instructions_agree_with_the_host() {
     let (mut cpu, model) = processor();
+    mode::apply(&mut cpu);
     let mut host = Host::new(HOST_CODE, DATA);
     let mut rng = Rng(0x9e37_79b9_7f4a_7c15);
     // What the fuzz target `host_instructions` found: MOVZX r16, r/m16.
@@ -57,6 +60,7 @@ fn integer_instructions_agree_with_the_host() {
 #[test]
 fn integer_sequences_agree_with_the_host() {
     let (mut cpu, model) = processor();
+    mode::apply(&mut cpu);
     let mut host = Host::new(HOST_CODE + 0x10_0000, DATA + 0x10_0000);
     let mut rng = Rng(0x2545_f491_4f6c_dd1d);
     let mut ran = 0u32;

@@ -6,7 +6,7 @@ use trapline_vmx::controls::{PrimaryControls as P, SecondaryControls as S};
 use trapline_vmx::exit::InterruptionInfo;
 use trapline_vmx::{BasicReason as R, Field as F};
 
-use crate::harness::*;
+use super::harness::*;
 
 /// Host-physical address of the APIC-access page, mapped at DATA in the guest.
 const ACCESS: u64 = 0xb000;

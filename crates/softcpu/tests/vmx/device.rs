@@ -5,7 +5,7 @@ use trapline_softcpu::cpu::{Signals, reg};
 use trapline_softcpu::mmu::DeviceAccess;
 use trapline_vmx::{BasicReason as R, Field as F};
 
-use crate::harness::*;
+use super::harness::*;
 
 /// Runs until VMCALL. Reads are answered from the list; returns the accesses that were made.
 fn serve(m: &mut Machine, answers: &[u64]) -> Vec<DeviceAccess> {

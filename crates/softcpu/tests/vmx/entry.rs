@@ -7,7 +7,7 @@ use trapline_vmx::Field as F;
 use trapline_vmx::controls::SecondaryControls;
 use trapline_vmx::exit::{InterruptionInfo, VmInstructionError as E};
 
-use crate::harness::*;
+use super::harness::*;
 
 const STAR: u64 = 0xc000_0081;
 const LSTAR: u64 = 0xc000_0082;

@@ -6,7 +6,7 @@ use trapline_softcpu::cpu::reg;
 use trapline_vmx::controls::SecondaryControls as S;
 use trapline_vmx::{BasicReason as R, Field as F};
 
-use crate::harness::*;
+use super::harness::*;
 
 const READ: u64 = 1;
 const WRITE: u64 = 2;

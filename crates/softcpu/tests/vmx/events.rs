@@ -7,7 +7,7 @@ use trapline_vmx::controls::{ExitControls, PinControls, PrimaryControls as P};
 use trapline_vmx::exit::{InterruptionInfo, InterruptionType as T};
 use trapline_vmx::{BasicReason as R, Field as F};
 
-use crate::harness::*;
+use super::harness::*;
 
 const STI: u64 = shadow::STI as u64;
 const MOV_SS: u64 = shadow::MOV_SS as u64;

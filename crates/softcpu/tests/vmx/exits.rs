@@ -6,7 +6,7 @@ use trapline_vmx::controls::{ExitControls, PrimaryControls as P, SecondaryContro
 use trapline_vmx::exit::{AddressSize, CrAccess, CrAccessKind, InstructionInfo, IoAccess, MovDr};
 use trapline_vmx::{BasicReason as R, Field as F};
 
-use crate::harness::*;
+use super::harness::*;
 
 #[test]
 fn cpuid_exits_before_it_has_an_effect() {

@@ -1,5 +1,8 @@
 //! A processor in root operation with one VMCS, and a guest in 64-bit or real-address mode behind EPT.
 
+#[path = "../common/mode.rs"]
+mod mode;
+
 use std::sync::Arc;
 
 use iced_x86::code_asm::CodeAssembler;
@@ -61,7 +64,8 @@ pub struct Machine {
 /// Outside VMX operation.
 pub fn bare() -> Machine {
     let arena = Arc::new(Arena::new(16 << 20, &ArenaOptions::default()).unwrap());
-    let cpu = Cpu::new(arena.clone(), Arc::new(Model::max()));
+    let mut cpu = Cpu::new(arena.clone(), Arc::new(Model::max()));
+    mode::apply(&mut cpu);
     Machine { cpu, arena, launched: false }
 }
 

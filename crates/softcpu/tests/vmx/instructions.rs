@@ -5,7 +5,7 @@ use trapline_softcpu::vmx::VmFail;
 use trapline_vmx::exit::VmInstructionError as E;
 use trapline_vmx::{BasicReason, Field};
 
-use crate::harness::{self, VMCS, VMXON};
+use super::harness::{self, VMCS, VMXON};
 
 const UD: VmFail = VmFail::Exception(vector::UD);
 const GP: VmFail = VmFail::Exception(vector::GP);

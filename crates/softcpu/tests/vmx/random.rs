@@ -7,7 +7,7 @@ use trapline_vmx::controls::SecondaryControls as S;
 use trapline_vmx::controls::{EntryControls, ExitControls, PinControls, PrimaryControls as P};
 use trapline_vmx::{BasicReason as R, Field as F};
 
-use crate::harness::*;
+use super::harness::*;
 
 /// xorshift64*.
 struct Rng(u64);

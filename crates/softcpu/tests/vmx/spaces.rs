@@ -5,7 +5,7 @@ use trapline_softcpu::cpu::reg;
 use trapline_vmx::Field as F;
 use trapline_vmx::controls::SecondaryControls as S;
 
-use crate::harness::*;
+use super::harness::*;
 
 const OLD: u64 = 0x1111;
 const NEW: u64 = 0x2222;

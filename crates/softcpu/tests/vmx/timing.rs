@@ -5,7 +5,7 @@ use trapline_softcpu::cpu::reg;
 use trapline_vmx::controls::{ExitControls, PinControls, PrimaryControls as P, SecondaryControls as S};
 use trapline_vmx::{BasicReason as R, Field as F};
 
-use crate::harness::*;
+use super::harness::*;
 
 fn tsc(m: &Machine) -> u64 {
     m.reg(reg::RDX) << 32 | m.rax()
