@@ -28,6 +28,9 @@ pub struct MachineOptions {
     /// How guest addresses are translated: ept, or shadow (soft engine)
     #[arg(long, value_name = "WAY", default_value = "ept")]
     paging: Paging,
+    /// Interpret all of the guest's code, instead of making host code of what runs often (soft engine)
+    #[arg(long)]
+    interpret: bool,
     /// Time counts instructions, 2^N ns each, so that two runs are equal: one processor, soft engine
     #[arg(long, value_name = "N")]
     icount: Option<u8>,
@@ -55,6 +58,7 @@ impl MachineOptions {
             accel: self.accel,
             cpu: self.cpu.as_deref().map(CpuModel::named).transpose()?,
             paging: self.paging,
+            interpret: self.interpret,
             icount: self.icount,
             serial: self.serial.parse()?,
             testdev: self.testdev,

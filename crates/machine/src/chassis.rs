@@ -54,8 +54,19 @@ pub(crate) struct Core {
 impl Core {
     /// Processors in their power-on state, which see `slots` of the memory.
     pub(crate) fn new(config: MachineConfig, arena: &Arc<Arena>, slots: &[Slot]) -> Result<Self> {
-        let MachineConfig { memory: _, cpus, accel, cpu, paging, icount, serial, testdev: _, profile, trace } =
-            config;
+        let MachineConfig {
+            memory: _,
+            cpus,
+            accel,
+            cpu,
+            paging,
+            interpret,
+            icount,
+            serial,
+            testdev: _,
+            profile,
+            trace,
+        } = config;
         let icount = icount.map(InstructionClock::new).transpose()?.map(Arc::new);
         let (clock, today): (Arc<dyn Clock>, _) = match &icount {
             Some(icount) => (icount.clone(), ICOUNT_START),
@@ -72,8 +83,15 @@ impl Core {
             }
         }
         let wall_clock = icount.as_ref().map(|_| ICOUNT_START);
-        let vm_config =
-            VmConfig { clock: clock.clone(), paging, cpu, wall_clock, icount, ..VmConfig::default() };
+        let vm_config = VmConfig {
+            clock: clock.clone(),
+            paging,
+            interpret,
+            cpu,
+            wall_clock,
+            icount,
+            ..VmConfig::default()
+        };
         let vm = create_vm(choice.engine, &vm_config)?;
         vm.set_memory(arena, slots)?;
         let vcpus = make_vcpus(&*vm, cpus)?;

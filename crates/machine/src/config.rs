@@ -33,6 +33,8 @@ pub struct MachineConfig {
     pub cpu: Option<CpuModel>,
     /// How guest addresses are translated. Shadow paging is the soft engine's.
     pub paging: Paging,
+    /// Whether the soft engine only interprets: see [`VmConfig::interpret`](trapline_vcpu::VmConfig::interpret).
+    pub interpret: bool,
     /// Deterministic mode: time is 2^`icount` nanoseconds for each instruction executed, so that two runs
     /// with the same files and no input are equal. One processor, on the soft engine. The real-time clock
     /// starts at [`ICOUNT_START`].
@@ -58,6 +60,7 @@ impl Default for MachineConfig {
             accel: Accel::Auto,
             cpu: None,
             paging: Paging::default(),
+            interpret: false,
             icount: None,
             serial: Serial::Stdio,
             testdev: false,

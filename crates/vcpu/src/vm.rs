@@ -86,6 +86,9 @@ pub struct VmConfig {
     pub clock: Arc<dyn Clock>,
     /// How guest addresses are translated.
     pub paging: Paging,
+    /// Whether the soft engine leaves all of the guest's code to its interpreter. Otherwise it makes host code of
+    /// what runs often, where the host allows that.
+    pub interpret: bool,
     /// The processor that the soft engine shows to the guest; `None`: its default. KVM shows the host's
     /// processor, less the features that this model does not have.
     pub cpu: Option<CpuModel>,
@@ -105,6 +108,7 @@ impl Default for VmConfig {
             dirty_ring: None,
             clock: Arc::new(HostClock::new()),
             paging: Paging::default(),
+            interpret: false,
             cpu: None,
             wall_clock: None,
             icount: None,
@@ -119,6 +123,7 @@ impl fmt::Debug for VmConfig {
             .field("nested", &self.nested)
             .field("dirty_ring", &self.dirty_ring)
             .field("paging", &self.paging)
+            .field("interpret", &self.interpret)
             .field("cpu", &self.cpu)
             .field("wall_clock", &self.wall_clock)
             .field("icount", &self.icount)

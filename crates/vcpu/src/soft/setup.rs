@@ -100,6 +100,9 @@ impl Root {
         let pages = Pages::new(&memory.arena)?;
         let (arena, model) = (memory.arena.clone(), machine.model.clone());
         let mut cpu = Cpu::with_signals(arena, model, memory.shared.clone(), mailbox.signals.clone());
+        if machine.config.interpret {
+            cpu.translate_after(None);
+        }
         cpu.time = Time::since(machine.start);
         cpu.time.icount_shift = machine.config.icount.as_ref().map(|clock| clock.shift());
         // Nothing is ever executed in root operation: CR3 only has to be an address.
