@@ -8,6 +8,7 @@
 #![allow(unsafe_code)]
 
 use std::collections::HashMap;
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use trapline_memory::arena::Arena;
@@ -34,8 +35,8 @@ pub mod key {
     pub const LIMITED: u32 = 1 << 5;
 }
 
-/// Operations the arena holds before it is dropped and filled anew.
-const ARENA_OPS: usize = 1 << 20;
+/// Operations the arena holds before it is dropped and filled anew. The host gives memory to those that are used.
+const ARENA_OPS: usize = 1 << 21;
 const BUCKETS: usize = 1 << 16;
 /// Blocks that returns and indirect branches find at once.
 pub(crate) const RECENT: usize = 1 << 12;
@@ -142,7 +143,8 @@ unsafe impl Send for CodeCache {}
 impl Drop for CodeCache {
     fn drop(&mut self) {
         // SAFETY: `ops` came from a boxed slice of this length, and `Op` needs no dropping.
-        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(self.ops.as_ptr(), ARENA_OPS)) });
+        let ops = self.ops.cast::<MaybeUninit<Op>>().as_ptr();
+        drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(ops, ARENA_OPS)) });
     }
 }
 
@@ -173,7 +175,7 @@ extern "C-unwind" fn stale(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 impl CodeCache {
     pub(crate) fn new(_arena: &Arena) -> Self {
-        let ops = vec![stale_filler(); ARENA_OPS].into_boxed_slice();
+        let ops = Box::<[Op]>::new_uninit_slice(ARENA_OPS);
         let Some(ops) = NonNull::new(Box::into_raw(ops).cast::<Op>()) else {
             unreachable!("a box is never null")
         };

@@ -274,6 +274,7 @@ pub mod shadow {
 /// Asynchronous events: one word that any thread may set bits of and the processor looks at on block
 /// edges.
 #[derive(Debug, Default)]
+#[repr(transparent)]
 pub struct Signals(AtomicU32);
 
 impl Signals {

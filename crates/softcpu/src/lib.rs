@@ -11,7 +11,8 @@
 //!
 //! Instructions are decoded once (with iced-x86) into blocks of 32-byte operations ([`op`]), kept by
 //! host-physical address and mode ([`code`]) and linked to each other; an operation's handler calls the
-//! next one's as its last act. Memory goes through a software TLB ([`mmu`]); arithmetic flags are worked
+//! next one's as its last act. Blocks of 64-bit code that run often get host code on x86-64 hosts
+//! ([`Cpu::translate_after`]). Memory goes through a software TLB ([`mmu`]); arithmetic flags are worked
 //! out when somebody looks ([`flags`]). One word of [signals](cpu::Signals) is looked at between blocks.
 //!
 //! # What it leaves out

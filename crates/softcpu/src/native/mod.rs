@@ -27,7 +27,7 @@ use std::sync::Arc;
 use self::asm::{Asm, RBX, RDI, Rm};
 use self::buffer::Buffer;
 use crate::code::CodeCache;
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, Signals};
 use crate::op::{Flow, Handler, Op, OpRef, next};
 
 /// The key of blocks that get host code: 64-bit, nothing special.
@@ -68,6 +68,8 @@ struct Places {
 pub(crate) struct Native {
     buffer: Buffer,
     places: Places,
+    /// What the code looks at between blocks stays for as long as the code.
+    _signals: Arc<Signals>,
     /// Bytes of the buffer that routines for all blocks take.
     common: usize,
     /// See [`Cpu::translate_after`].
@@ -93,7 +95,7 @@ impl Native {
         self.full
     }
 
-    fn new(signals: u64, ops: u64, recent: u64, memory: u64) -> Option<Self> {
+    fn new(signals: Arc<Signals>, ops: u64, recent: u64, memory: u64) -> Option<Self> {
         if !cfg!(all(target_arch = "x86_64", target_pointer_width = "64")) {
             return None;
         }
@@ -104,12 +106,12 @@ impl Native {
         let back = asm.here();
         asm.pop(RBX);
         asm.ret();
-        let mut places = Places { leave, back, look_up: asm.here(), signals, ops, recent, memory };
+        let word = Arc::as_ptr(&signals) as u64;
+        let places = Places { leave, back, look_up: asm.here(), signals: word, ops, recent, memory };
         emit::look_up(&mut asm, &places);
-        places.look_up = back + 2;
         buffer.append(&asm.code);
         let common = buffer.used();
-        Some(Self { buffer, places, common, threshold: THRESHOLD, full: false })
+        Some(Self { buffer, places, _signals: signals, common, threshold: THRESHOLD, full: false })
     }
 
     /// Makes the code of a block whose operations, without the head, are `ops` at `first`. Gives its address, the
@@ -175,8 +177,7 @@ impl Cpu {
     pub fn translate_after(&mut self, entries: Option<u32>) -> bool {
         self.code.native = entries.and_then(|threshold| {
             let (ops, recent) = self.code.places();
-            let signals = Arc::as_ptr(&self.signals) as u64;
-            let native = Native::new(signals, ops, recent, self.arena.base() as u64)?;
+            let native = Native::new(self.signals.clone(), ops, recent, self.arena.base() as u64)?;
             Some(Native { threshold, ..native })
         });
         self.flush_code();
