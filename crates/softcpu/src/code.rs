@@ -18,6 +18,7 @@ use crate::lower::{self, Decoded};
 use crate::mmu::PAGE;
 use crate::native::{self, Native};
 use crate::op::{Flow, Handler, Op, OpRef};
+use crate::ops::branch;
 use crate::shared::Shared;
 
 /// Bits of a block's key beside its address.
@@ -171,6 +172,26 @@ extern "C-unwind" fn stale(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.rip = cpu.ip(&op);
     cpu.icount += u64::from(op.nth);
     Flow::Lookup
+}
+
+/// [`stale`] of an exit operation. What it belongs to is done, and execution goes on at the exit's target; but a JMP is
+/// an instruction that is still to come.
+extern "C-unwind" fn stale_exit(cpu: &mut Cpu, op: OpRef) -> Flow {
+    if op.len != 0 {
+        cpu.rip = cpu.ip(&op);
+        cpu.icount += u64::from(op.nth) - 1;
+    } else {
+        let start = cpu.regs[usize::from(crate::cpu::RBLOCK)];
+        cpu.rip = start.wrapping_add(i64::from(op.disp) as u64) & cpu.ip_mask;
+        cpu.icount += u64::from(op.nth);
+    }
+    Flow::Lookup
+}
+
+/// The handler of an operation with this one once its block is invalidated.
+fn stale_of(run: Handler) -> Handler {
+    let exits: [Handler; 3] = [branch::exit_link, branch::exit_far, native::come_back_to_exit];
+    if exits.into_iter().any(|exit| std::ptr::fn_addr_eq(run, exit)) { stale_exit } else { stale }
 }
 
 impl CodeCache {
@@ -406,7 +427,7 @@ impl CodeCache {
         for i in (first..first + ops).chain(extra) {
             // SAFETY: inside the arena. A chain may be in this block: it reads the handler of the next
             // operation only after the store that brought us here, and finds `stale`.
-            unsafe { (&raw mut (*self.op(i).as_ptr()).run).write(stale) };
+            unsafe { (&raw mut (*self.op(i).as_ptr()).run).write(stale_of(self.op(i).run)) };
         }
         let mut at = self.buckets[bucket];
         if at == id {
@@ -433,7 +454,7 @@ impl CodeCache {
 
     /// Whether an exit operation is still part of a valid block.
     pub(crate) fn alive(&self, exit: OpRef) -> bool {
-        !std::ptr::fn_addr_eq(exit.run, stale as crate::op::Handler)
+        !std::ptr::fn_addr_eq(exit.run, stale_exit as Handler)
     }
 
     /// Links the exit operation `from` to `to`.

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{CODE, Machine, STACK, TABLES, sel};
+use common::{CODE, DATA, Machine, STACK, TABLES, sel};
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use trapline_softcpu::cpu::{cr4, reg};
@@ -233,4 +233,96 @@ fn a_trap_falls_between_two_pushes() {
     assert_eq!(m.cpu.rip, HANDLER + 1);
     let frame = m.stack::<u64>(4);
     assert_eq!((frame[0], frame[1], frame[3]), (CODE + 1, u64::from(sel::CODE), STACK - 8));
+}
+
+/// With host code at once, and without.
+const WAYS: [Option<u32>; 2] = [Some(0), None];
+
+#[test]
+fn a_block_dropped_by_its_last_instruction_goes_on_behind_it() {
+    for way in WAYS {
+        let mut m = Machine::long();
+        m.cpu.translate_after(way);
+        // 31 instructions of one byte and the store make a block; what it adds to lies in the same line.
+        m.code(|a| {
+            for _ in 0..31 {
+                a.nop()?;
+            }
+            a.inc(dword_ptr(CODE + 60))?;
+            a.hlt()
+        });
+        m.write(CODE + 60, 0u32);
+        m.cpu.rip = CODE;
+        let before = m.cpu.icount;
+        m.run();
+        assert_eq!((m.read::<u32>(CODE + 60), m.cpu.icount - before), (1, 33), "{way:?}");
+    }
+}
+
+#[test]
+fn a_call_that_drops_its_block_calls_once() {
+    for way in WAYS {
+        let mut m = Machine::long();
+        m.cpu.translate_after(way);
+        m.halt_at(HANDLER);
+        m.code(|a| a.call(HANDLER));
+        m.set(reg::RSP, CODE + 60);
+        m.cpu.rip = CODE;
+        let before = m.cpu.icount;
+        m.run();
+        assert_eq!((m.cpu.rip, m.reg(reg::RSP)), (HANDLER + 1, CODE + 52), "{way:?}");
+        assert_eq!((m.read::<u64>(CODE + 52), m.cpu.icount - before), (CODE + 5, 2), "{way:?}");
+    }
+}
+
+#[test]
+fn a_jump_that_is_overwritten_is_not_taken_nor_counted() {
+    for way in WAYS {
+        let mut m = Machine::long();
+        m.cpu.translate_after(way);
+        m.halt_at(HANDLER);
+        m.halt_at(HANDLER + PAGE);
+        // The store makes the jump behind it one to the other page.
+        let end = m.code(|a| {
+            a.add(dword_ptr(CODE + 32), 0x1000)?;
+            for _ in 0..(31 - 11) {
+                a.nop()?;
+            }
+            a.jmp(HANDLER)
+        });
+        assert_eq!(end, CODE + 36, "the distance lies where it is changed");
+        m.cpu.rip = CODE;
+        let before = m.cpu.icount;
+        m.run();
+        assert_eq!((m.cpu.rip, m.cpu.icount - before), (HANDLER + PAGE + 1, 23), "{way:?}");
+    }
+}
+
+#[test]
+fn a_jump_alone_in_its_block_counts_once_when_the_block_was_dropped() {
+    for way in WAYS {
+        let mut m = Machine::long();
+        m.cpu.translate_after(way);
+        // Rounds, of which the last writes to the line of a jump that the link leads to.
+        m.code_at(SECOND, 64, |a| a.jmp(SECOND + 256));
+        m.code_at(SECOND + 256, 64, |a| {
+            a.dec(ecx)?;
+            a.cmp(ecx, 1)?;
+            a.cmove(rdx, rsi)?;
+            a.test(ecx, ecx)?;
+            a.jnz(FIRST)?;
+            a.hlt()
+        });
+        m.code_at(FIRST, 64, |a| {
+            a.mov(byte_ptr(rdx), cl)?;
+            a.jmp(SECOND)
+        });
+        m.set(reg::RCX, 5);
+        m.set(reg::RDX, DATA);
+        m.set(reg::RSI, SECOND + 32);
+        m.cpu.rip = FIRST;
+        let before = m.cpu.icount;
+        m.run();
+        assert_eq!(m.cpu.icount - before, 5 * 8 + 1, "{way:?}");
+    }
 }

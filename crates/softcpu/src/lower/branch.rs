@@ -14,7 +14,7 @@ pub(crate) fn lower(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
     }
     match i.mnemonic() {
         M::Jmp if i.is_jmp_short_or_near() => {
-            l.exit(i.near_branch_target(), l.nth + 1);
+            l.jump_exit(i.near_branch_target());
             Some(Next::End)
         }
         M::Jmp if i.is_jmp_near_indirect() => indirect(l, i, false),

@@ -274,6 +274,15 @@ impl Lowering<'_> {
         }
     }
 
+    /// An exit operation that is all there is of the current instruction, a JMP to `target`. If the block is dropped
+    /// before it, the instruction is still to come, and may have become another.
+    pub fn jump_exit(&mut self, target: u64) {
+        self.exit(target, self.nth + 1);
+        if let Some(op) = self.ops.last_mut() {
+            op.len = self.len;
+        }
+    }
+
     /// Lays down an exit operation to `target` (an address in the code segment).
     pub fn exit(&mut self, target: u64, executed: u8) {
         let place = self.lin.wrapping_add(target.wrapping_sub(self.start));
@@ -285,6 +294,8 @@ impl Lowering<'_> {
         op.imm = if linkable { 0 } else { u64::MAX };
         op.disp = target.wrapping_sub(self.start) as i32;
         op.nth = executed;
+        // The work of the instructions is done by the operations before it: see `jump_exit`.
+        op.len = 0;
         self.push(op);
     }
 }
@@ -420,7 +431,6 @@ fn lower_all(
             if count == 0 {
                 return 0;
             }
-            l.len = 0;
             l.exit(rip.wrapping_add(at as u64), count as u8);
             return at;
         }
@@ -431,7 +441,6 @@ fn lower_all(
                 return 0;
             }
             if count > 0 {
-                l.len = 0;
                 l.exit(rip.wrapping_add(at as u64), count as u8);
                 return at;
             }

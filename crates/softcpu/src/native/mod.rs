@@ -26,6 +26,7 @@ use std::sync::Arc;
 
 use self::asm::{Asm, RBX, RDI, Rm};
 use self::buffer::Buffer;
+use self::template::Template;
 use crate::code::CodeCache;
 use crate::cpu::{Cpu, Signals};
 use crate::op::{Flow, Handler, Op, OpRef, next};
@@ -141,7 +142,8 @@ impl Native {
             code.get_mut(call.at..call.at + 8)?.copy_from_slice(&address.to_le_bytes());
             // If the handler drops the block, what follows it becomes a place to go on from.
             extra_ops.extend(called);
-            extra_ops.push(Op { run: come_back, ..*after });
+            let exits = template::of(after.run).is_some_and(Template::is_exit);
+            extra_ops.push(Op { run: if exits { come_back_to_exit } else { come_back }, ..*after });
         }
         self.buffer.append(&code).then_some((entry, body))
     }
@@ -150,6 +152,12 @@ impl Native {
 /// Follows an operation that was called alone.
 extern "C-unwind" fn come_back(_cpu: &mut Cpu, _op: OpRef) -> Flow {
     Flow::Native
+}
+
+/// [`come_back`] where an exit operation is next.
+pub(crate) extern "C-unwind" fn come_back_to_exit(_cpu: &mut Cpu, _op: OpRef) -> Flow {
+    // Not the same code as `come_back`, lest the compiler makes one function of the two.
+    std::hint::black_box(Flow::Native)
 }
 
 /// The head of a block that has no host code yet: `imm` is where host code goes that comes here, `disp` the block's
