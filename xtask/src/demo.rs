@@ -104,13 +104,39 @@ pub fn write_initrd(name: &str, content: &[u8]) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Boots Debian's kernel as a test: the console must show the boot, the machine must power itself off.
+/// Boots Debian's kernel as a test: the console must show the boot, the machine must power itself off. Then once
+/// more, with time that counts instructions, by the interpreter and with host code.
 pub fn boot_test() -> Result<()> {
     let kernel = debian::kernel()?;
     let initrd = write_initrd("demo", &initramfs::demo(false)?)?;
-    let mut command = microvm(&kernel, &initrd, "console=ttyS0 panic=-1", "512M")?;
-    let run = console::watch(&mut command, "cargo", LIMIT, true)?;
-    check(&run)
+    let boot = |options: &[&str], show: bool| -> Result<()> {
+        let mut command = microvm(&kernel, &initrd, "console=ttyS0 panic=-1", "512M")?;
+        check(&console::watch(command.args(options), "cargo", LIMIT, show)?)
+    };
+    boot(&[], true)?;
+
+    let scratch = tools::Scratch::new("boot")?;
+    let traced = |name: &str, options: &[&str]| -> Result<Vec<u8>> {
+        let path = scratch.path().join(name);
+        let trace = format!("exits={}", path.to_str().context("the path of the trace is no text")?);
+        boot(&[&["--accel", "soft", "--icount", "2", "--trace", &trace], options].concat(), false)?;
+        std::fs::read(&path).with_context(|| format!("cannot read {path:?}"))
+    };
+    same(&traced("interpreted", &["--interpret"])?, &traced("translated", &[])?)
+}
+
+/// Whether two traces of the same guest are equal: every exit, and the count of instructions at it.
+fn same(interpreted: &[u8], translated: &[u8]) -> Result<()> {
+    let lines = |trace: &[u8]| trace.split(|b| *b == b'\n').map(<[u8]>::to_vec).collect::<Vec<_>>();
+    let (a, b) = (lines(interpreted), lines(translated));
+    let differ = a.iter().zip(&b).position(|(a, b)| a != b);
+    if let Some(at) = differ.or_else(|| (a.len() != b.len()).then(|| a.len().min(b.len()))) {
+        let line =
+            |of: &[Vec<u8>]| of.get(at).map_or("the end".into(), |l| String::from_utf8_lossy(l).into_owned());
+        bail!("interpreter and host code part at event {at}: {} against {}", line(&a), line(&b));
+    }
+    eprintln!("interpreter and host code agree in {} events", a.len());
+    Ok(())
 }
 
 /// What a complete boot looks like.
@@ -154,6 +180,13 @@ mod tests {
         let line = |text: &&str| Line { text: text.to_string(), cpu: 0.0, wall: 0.0 };
         let status = Some(ExitStatus::from_raw(status));
         Run { lines: text.iter().map(line).collect(), status, cpu: 0.0, wall: 0.0 }
+    }
+
+    #[test]
+    fn traces_are_compared_line_by_line() {
+        same(b"a\nb\n", b"a\nb\n").unwrap();
+        assert!(same(b"a\nb\n", b"a\nc\n").unwrap_err().to_string().contains("event 1: b against c"));
+        assert!(same(b"a\nb", b"a").unwrap_err().to_string().contains("event 1: b against the end"));
     }
 
     #[test]
