@@ -181,8 +181,7 @@ extern "C-unwind" fn stale_exit(cpu: &mut Cpu, op: OpRef) -> Flow {
         cpu.rip = cpu.ip(&op);
         cpu.icount += u64::from(op.nth) - 1;
     } else {
-        let start = cpu.regs[usize::from(crate::cpu::RBLOCK)];
-        cpu.rip = start.wrapping_add(i64::from(op.disp) as u64) & cpu.ip_mask;
+        cpu.rip = branch::target(cpu, &op);
         cpu.icount += u64::from(op.nth);
     }
     Flow::Lookup

@@ -53,7 +53,7 @@ pub struct Op {
     pub index: u8,
     /// Offset of the instruction from the block's start.
     pub off: u16,
-    /// Shift of the index (0–3); bits 7–4: address size as log2 bytes (1, 2, 3).
+    /// Shift of the index (0–3); bits 7–4: address size as log2 bytes (1, 2, 3). In exit operations, [`Op::ON`] or 0.
     pub scale: u8,
     /// Segment of the memory operand ([`crate::cpu::seg`]).
     pub seg: u8,
@@ -63,6 +63,11 @@ pub struct Op {
     pub nth: u8,
     /// Whatever else the handler needs (a condition, flags, a width).
     pub aux: u16,
+}
+
+impl Op {
+    /// Of an exit operation: it leads to the instruction that follows, not to the target of a branch.
+    pub const ON: u8 = 0xff;
 }
 
 /// A place in the operation arena. Only [`crate::code`] makes them, of operations that stay where they

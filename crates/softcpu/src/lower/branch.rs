@@ -99,7 +99,7 @@ fn jcc(l: &mut Lowering<'_>, i: &Instruction) -> Option<Next> {
     }
     let executed = l.nth + 1;
     l.exit(taken, executed);
-    l.exit(not, executed);
+    l.exit_on(not, executed);
     Some(Next::End)
 }
 
@@ -146,7 +146,7 @@ fn counted(l: &mut Lowering<'_>, i: &Instruction, what: u16) -> Option<Next> {
     let (taken, not) = (i.near_branch_target(), l.start.wrapping_add(u64::from(l.off) + u64::from(l.len)));
     let executed = l.nth + 1;
     l.exit(taken, executed);
-    l.exit(not, executed);
+    l.exit_on(not, executed);
     Some(Next::End)
 }
 

@@ -283,7 +283,15 @@ impl Lowering<'_> {
         }
     }
 
-    /// Lays down an exit operation to `target` (an address in the code segment).
+    /// Lays down an exit operation to what follows, at `next`.
+    pub fn exit_on(&mut self, next: u64, executed: u8) {
+        self.exit(next, executed);
+        if let Some(op) = self.ops.last_mut() {
+            op.scale = Op::ON;
+        }
+    }
+
+    /// Lays down an exit operation to a branch's `target` (an address in the code segment).
     pub fn exit(&mut self, target: u64, executed: u8) {
         let place = self.lin.wrapping_add(target.wrapping_sub(self.start));
         let same_page = place & !(PAGE - 1) == self.lin & !(PAGE - 1);
@@ -295,7 +303,7 @@ impl Lowering<'_> {
         op.disp = target.wrapping_sub(self.start) as i32;
         op.nth = executed;
         // The work of the instructions is done by the operations before it: see `jump_exit`.
-        op.len = 0;
+        (op.len, op.scale) = (0, 0);
         self.push(op);
     }
 }
@@ -431,7 +439,7 @@ fn lower_all(
             if count == 0 {
                 return 0;
             }
-            l.exit(rip.wrapping_add(at as u64), count as u8);
+            l.exit_on(rip.wrapping_add(at as u64), count as u8);
             return at;
         }
         decoder.decode_out(&mut insn);
@@ -441,7 +449,7 @@ fn lower_all(
                 return 0;
             }
             if count > 0 {
-                l.exit(rip.wrapping_add(at as u64), count as u8);
+                l.exit_on(rip.wrapping_add(at as u64), count as u8);
                 return at;
             }
         }

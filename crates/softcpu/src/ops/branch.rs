@@ -13,10 +13,19 @@ fn leave(cpu: &mut Cpu, executed: u8) -> bool {
     cpu.icount < cpu.chain_end && cpu.signals.get() == 0
 }
 
+/// Where an exit operation leads. 16-bit code can lie beyond 64 KiB of its segment: branches are cut to 16 bits there,
+/// what follows is not.
+#[inline(always)]
+pub(crate) fn target(cpu: &Cpu, exit: &Op) -> u64 {
+    // All ones for `Op::ON`.
+    let on = u64::from(i32::from(exit.scale as i8) as u32);
+    cpu.regs[usize::from(RBLOCK)].wrapping_add(i64::from(exit.disp) as u64) & (cpu.ip_mask | on)
+}
+
 /// Leaves the block to a target in the same page, through the link if there is one.
 #[inline(always)]
 fn take_link(cpu: &mut Cpu, exit: OpRef) -> Flow {
-    let rip = cpu.regs[usize::from(RBLOCK)].wrapping_add(i64::from(exit.disp) as u64) & cpu.ip_mask;
+    let rip = target(cpu, &exit);
     let go_on = leave(cpu, exit.nth);
     if go_on && exit.imm != 0 {
         cpu.regs[usize::from(RBLOCK)] = rip;
@@ -51,7 +60,7 @@ pub extern "C-unwind" fn exit_link(cpu: &mut Cpu, op: OpRef) -> Flow {
 /// Exit operation to a target in another page: through the link if it was made from here under the mapping that
 /// is in force.
 pub extern "C-unwind" fn exit_far(cpu: &mut Cpu, op: OpRef) -> Flow {
-    let rip = cpu.regs[usize::from(RBLOCK)].wrapping_add(i64::from(op.disp) as u64) & cpu.ip_mask;
+    let rip = target(cpu, &op);
     if leave(cpu, op.nth) {
         if (op.imm, op.aux) == cpu.mmu.link_key(cpu.code_place(rip)) {
             cpu.regs[usize::from(RBLOCK)] = rip;

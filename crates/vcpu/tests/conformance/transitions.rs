@@ -174,6 +174,47 @@ fn protected_mode_with_16_bit_code_and_back_to_real_mode() {
     });
 }
 
+/// Instructions follow each other there as everywhere, whether after a block of many, a load of SS or a branch that
+/// is not taken; a branch of 16 bits leads into the first 64 KiB. OVMF goes that way when it wakes a machine from S3.
+#[test]
+fn code_of_16_bits_lies_beyond_64_kib_of_its_segment() {
+    const CODE16: u16 = FREE;
+    const FAR: u64 = 0x1_c000;
+    on_every_engine(|engine| {
+        let flat = |kind: u64| descriptor(0, 0xf_ffff, kind | 0x8000);
+        let mut machine = protected(engine, &[flat(0x9b), flat(0x93)], |a| {
+            a.push(i32::from(CODE16))?;
+            a.push(FAR as i32)?;
+            a.retf()
+        });
+        put(&machine, 16, FAR, |a| {
+            let (mut never, mut near) = (a.create_label(), a.create_label());
+            a.mov(ax, u32::from(CODE16) + 8)?;
+            a.mov(ss, ax)?;
+            a.mov(eax, cr0)?;
+            a.test(al, 1)?;
+            a.jz(never)?;
+            (0..300).try_for_each(|_| a.inc(ecx))?;
+            a.jmp(near)?;
+            a.set_label(&mut never)?;
+            a.hlt()?;
+            a.set_label(&mut near)?;
+            a.hlt()
+        });
+        // Where the last branch leads: after what is at the same place 64 KiB further on.
+        put(&machine, 16, FAR & 0xffff, |a| {
+            (0..0x3ff).try_for_each(|_| a.inc(bx))?;
+            a.done()
+        });
+        let mut regs = machine.vcpu.regs().unwrap();
+        (regs.rbx, regs.rcx) = (0, 0);
+        machine.vcpu.set_regs(&regs).unwrap();
+        let regs = machine.finish();
+        assert_eq!(regs.rcx, 300, "{engine}");
+        assert!((1..0x3ff).contains(&regs.rbx), "{engine}: {:#x}", regs.rbx);
+    });
+}
+
 /// 32-bit paging with 4 MiB pages and with tables, then PAE: the same linear page at different places.
 #[test]
 fn legacy_paging_translates() {
