@@ -350,6 +350,8 @@ impl CodeCache {
         let list = unsafe { std::slice::from_raw_parts(self.op(first).as_ptr(), ops) };
         let mut extra = Vec::new();
         let made = make(self.op(first), list, self.op(self.used).addr(), &mut extra);
+        // Room was made for two operations of each; whoever wants more gets none.
+        let made = made.filter(|_| self.used + extra.len() <= ARENA_OPS);
         let (run, body) = made.unwrap_or((native::cold, head.imm));
         if made.is_some() {
             self.blocks[head.disp as u32 as usize].extra = Some((self.used as u32, extra.len() as u16));

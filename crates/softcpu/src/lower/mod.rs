@@ -420,6 +420,14 @@ fn lower_bytes(
     end
 }
 
+/// The operations of a block of 64-bit code.
+#[cfg(test)]
+pub(crate) fn operations(model: &Model, code: &[u8]) -> Vec<Op> {
+    let mut ops = Vec::new();
+    lower_bytes(model, code, 64, (0x1000, 0x1000), crate::native::KEY, MAX_INSTRUCTIONS, &mut ops);
+    ops
+}
+
 fn lower_all(
     l: &mut Lowering<'_>,
     decoder: &mut Decoder<'_>,

@@ -147,7 +147,7 @@ impl<'a> Emitter<'a> {
 
     /// One operation, and those that belong to it; says how many.
     fn operation(&mut self, at: OpRef, op: &Op, n: usize, all: usize) -> usize {
-        let template = template::of(op.run).filter(|t| self.suits(op, *t));
+        let template = Self::chosen(op);
         let pair = matches!(template, Some(Template::PushPair | Template::PopPair));
         self.now = Now { first: n, count: if pair { 2 } else { 1 } };
         match template {
@@ -168,8 +168,13 @@ impl<'a> Emitter<'a> {
         }
     }
 
+    /// The template for an operation, if there is one that does for its operands.
+    pub fn chosen(op: &Op) -> Option<Template> {
+        template::of(op.run).filter(|t| Self::suits(op, *t))
+    }
+
     /// Whether host code can do what the template says with these operands.
-    fn suits(&self, op: &Op, template: Template) -> bool {
+    fn suits(op: &Op, template: Template) -> bool {
         use Template as T;
         let address = match template {
             T::Load { form, .. }
@@ -226,7 +231,7 @@ impl<'a> Emitter<'a> {
             T::Binary { what, size, source } => self.binary(op, what, size, source),
             T::Unary { op: one, size, form, quiet } => self.unary(op, one, size, form, quiet),
             T::Shift { op: turn, size, quiet } => self.shift(op, turn, size, quiet),
-            T::Multiply { size, immediate } => {
+            T::Multiply { size, immediate, quiet } => {
                 if immediate {
                     self.get(size, RCX, op.r2);
                     self.immediate(size, RAX, op.imm);
@@ -235,6 +240,14 @@ impl<'a> Emitter<'a> {
                     self.get(size, RCX, op.r2);
                 }
                 self.asm.multiply(size, RAX, Rm::Reg(RCX));
+                if !quiet {
+                    // Carry is overflow: CF xor OF is clear.
+                    self.asm.arith(Arith::Sbb, 8, R8, Rm::Reg(R8));
+                    self.asm.turn(Turn::Shl, 8, R8, 63);
+                    self.asm.store(8, aux(), R8);
+                    self.result_flags(size);
+                    self.asm.store(8, adjust(), if size == 8 { RAX } else { RDX });
+                }
                 self.put(size, op.r1, RAX);
             }
             T::Widen { to } => {

@@ -19,6 +19,8 @@ mod asm;
 mod buffer;
 mod emit;
 mod template;
+#[cfg(test)]
+mod tests;
 mod vector;
 
 use std::mem::offset_of;

@@ -86,6 +86,7 @@ pub(super) enum Template {
     Multiply {
         size: u8,
         immediate: bool,
+        quiet: bool,
     },
     Push,
     PushConstant,
@@ -325,9 +326,11 @@ impl Table {
         }
         unary!(Inc Dec Neg Not);
         for size in [2, 4, 8] {
-            let of = |immediate| Template::Multiply { size, immediate };
-            self.put(by_width!(size, muldiv::imul_rr_quiet), of(false));
-            self.put(by_width!(size, muldiv::imul_rri_quiet), of(true));
+            let of = |immediate, quiet| Template::Multiply { size, immediate, quiet };
+            self.put(by_width!(size, muldiv::imul_rr), of(false, false));
+            self.put(by_width!(size, muldiv::imul_rri), of(true, false));
+            self.put(by_width!(size, muldiv::imul_rr_quiet), of(false, true));
+            self.put(by_width!(size, muldiv::imul_rri_quiet), of(true, true));
         }
     }
 
