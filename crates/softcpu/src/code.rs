@@ -143,8 +143,8 @@ unsafe impl Send for CodeCache {}
 
 impl Drop for CodeCache {
     fn drop(&mut self) {
-        // SAFETY: `ops` came from a boxed slice of this length, and `Op` needs no dropping.
         let ops = self.ops.cast::<MaybeUninit<Op>>().as_ptr();
+        // SAFETY: `ops` came from a boxed slice of this length, and `Op` needs no dropping.
         drop(unsafe { Box::from_raw(std::ptr::slice_from_raw_parts_mut(ops, ARENA_OPS)) });
     }
 }

@@ -76,12 +76,18 @@ impl Machine {
         let arena = Arc::new(Arena::new(8 << 20, &ArenaOptions::default()).unwrap());
         let mut cpu = Cpu::new(arena.clone(), Arc::new(model));
         mode::apply(&mut cpu);
+        let mut m = Self { cpu, arena, bits: 16 };
+        m.become_real();
+        m
+    }
+
+    fn become_real(&mut self) {
+        let cpu = &mut self.cpu;
         cpu.seg[seg::CS] = Segment { attr: 0x9b, ..Segment::real(0) };
         cpu.set_cr0(cr0::ET | cr0::NE).unwrap();
         cpu.mode_changed();
         cpu.rip = CODE;
         cpu.regs[usize::from(reg::RSP)] = STACK;
-        Self { cpu, arena, bits: 16 }
     }
 
     /// In flat 32-bit protected mode without paging, at privilege level 0; every exception leads to
@@ -113,6 +119,19 @@ impl Machine {
     /// As [`Machine::long`], of this model.
     pub fn long_model(model: Model) -> Self {
         let mut m = Self::real_model(model);
+        m.become_long();
+        m
+    }
+
+    /// From [`Machine::long`] to there again, with what memory holds beside tables.
+    pub fn restart_long(&mut self) {
+        self.cpu.reset();
+        self.become_real();
+        self.become_long();
+    }
+
+    fn become_long(&mut self) {
+        let m = self;
         m.bits = 64;
         m.tables();
         m.descriptor(sel::CODE, 0, 0xfffff, rights::CODE64);
@@ -136,7 +155,6 @@ impl Machine {
         m.cpu.set_efer(efer::LME | efer::NXE | efer::SCE).unwrap();
         m.cpu.set_cr0(cr0::PE | cr0::PG | cr0::ET | cr0::NE | cr0::WP).unwrap();
         m.load_segments(rights::CODE64);
-        m
     }
 
     fn tables(&mut self) {

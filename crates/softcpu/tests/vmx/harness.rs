@@ -75,17 +75,20 @@ pub fn root() -> Machine {
     m.cpu.enter_root_mode(0);
     let revision = u64::from(m.cpu.vmx.caps.revision);
     m.arena.write_u64(VMXON, revision).unwrap();
-    m.arena.write_u64(VMCS, revision).unwrap();
     m.cpu.vmxon(VMXON).unwrap();
-    m.cpu.vmclear(VMCS).unwrap();
-    m.cpu.vmptrld(VMCS).unwrap();
+    m.new_vmcs();
     m
 }
 
 /// A guest in 64-bit mode.
 pub fn long() -> Machine {
-    use Field as F;
     let mut m = root();
+    to_long(&mut m);
+    m
+}
+
+fn to_long(m: &mut Machine) {
+    use Field as F;
     m.controls();
     m.tables(EPT, GUEST);
     m.guest_tables();
@@ -121,7 +124,6 @@ pub fn long() -> Machine {
     m.set(F::GuestGsAccessRights, 1 << 16);
     m.set(F::GuestLdtrAccessRights, 1 << 16);
     m.entry(EntryControls::IA32E_MODE_GUEST);
-    m
 }
 
 /// An unrestricted guest in real-address mode at CODE, its stack segment at 0.
@@ -203,6 +205,24 @@ pub fn protected() -> Machine {
 }
 
 impl Machine {
+    /// Makes a VMCS that is all zero the current one.
+    fn new_vmcs(&mut self) {
+        self.cpu.vmclear(VMCS).unwrap();
+        self.arena.write_bytes(VMCS, &[0; 4096]).unwrap();
+        self.arena.write_u64(VMCS, u64::from(self.cpu.vmx.caps.revision)).unwrap();
+        self.cpu.vmclear(VMCS).unwrap();
+        self.cpu.vmptrld(VMCS).unwrap();
+        self.launched = false;
+    }
+
+    /// From [`long`] to there again, with what guest memory holds beside tables.
+    #[allow(dead_code)]
+    pub fn restart_long(&mut self) {
+        self.cpu.mmu.flush_all();
+        self.new_vmcs();
+        to_long(self);
+    }
+
     pub fn set(&mut self, field: Field, value: u64) {
         self.cpu.vmcs_write(field, value);
     }
@@ -404,9 +424,13 @@ impl Machine {
         if let Err(e) = self.enter() {
             panic!("{e}: {:?}", self.cpu.explain_entry());
         }
-        let reason = self.get(Field::ExitReason);
-        self.launched |= reason >> 31 == 0;
-        reason
+        self.note_launch();
+        self.get(Field::ExitReason)
+    }
+
+    /// After an entry: whether the next one is a VMRESUME.
+    pub fn note_launch(&mut self) {
+        self.launched |= self.get(Field::ExitReason) >> 31 == 0;
     }
 
     /// Enters the guest; the basic exit reason.
