@@ -167,7 +167,11 @@ fn stale_filler() -> Op {
     }
 }
 
+// Handlers that are told by their addresses must have one each: small functions that call nothing are otherwise
+// copied to wherever they are named, where the compiler does not work incrementally.
+
 /// The handler of every operation of an invalidated block.
+#[inline(never)]
 extern "C-unwind" fn stale(cpu: &mut Cpu, op: OpRef) -> Flow {
     cpu.rip = cpu.ip(&op);
     cpu.icount += u64::from(op.nth);
@@ -176,6 +180,7 @@ extern "C-unwind" fn stale(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// [`stale`] of an exit operation. What it belongs to is done, and execution goes on at the exit's target; but a JMP is
 /// an instruction that is still to come.
+#[inline(never)]
 extern "C-unwind" fn stale_exit(cpu: &mut Cpu, op: OpRef) -> Flow {
     if op.len != 0 {
         cpu.rip = cpu.ip(&op);

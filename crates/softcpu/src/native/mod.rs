@@ -152,11 +152,13 @@ impl Native {
 }
 
 /// Follows an operation that was called alone.
+#[inline(never)]
 extern "C-unwind" fn come_back(_cpu: &mut Cpu, _op: OpRef) -> Flow {
     Flow::Native
 }
 
-/// [`come_back`] where an exit operation is next.
+/// [`come_back`] where an exit operation is next. Never copied: `code` tells it by its address.
+#[inline(never)]
 pub(crate) extern "C-unwind" fn come_back_to_exit(_cpu: &mut Cpu, _op: OpRef) -> Flow {
     // Not the same code as `come_back`, lest the compiler makes one function of the two.
     std::hint::black_box(Flow::Native)
