@@ -3,9 +3,12 @@
 mod common;
 
 use common::{CODE, DATA, Machine, STACK, TABLES, sel};
+use std::sync::Arc;
+
 use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use trapline_softcpu::cpu::{cr4, reg};
+use trapline_softcpu::Cpu;
+use trapline_softcpu::cpu::{self, Activity, Signals, efer, reg};
 use trapline_softcpu::flags::bits;
 
 const PAGE: u64 = 0x1000;
@@ -101,7 +104,7 @@ fn address_spaces_have_links_of_their_own() {
         }
     }
     m.write(tables + 0x3000 + (SECOND >> 12) * 8, OTHER | 7);
-    m.cpu.set_cr4(m.cpu.cr4 | cr4::PCIDE).unwrap();
+    m.cpu.set_cr4(m.cpu.cr4 | cpu::cr4::PCIDE).unwrap();
     for _ in 0..3 {
         let sums = sums(&mut m, |a| {
             a.mov(rdx, cr3)?;
@@ -325,4 +328,124 @@ fn a_jump_alone_in_its_block_counts_once_when_the_block_was_dropped() {
         m.run();
         assert_eq!(m.cpu.icount - before, 5 * 8 + 1, "{way:?}");
     }
+}
+
+#[test]
+fn a_block_that_changes_itself_in_each_round_fills_all_room() {
+    // Each round is decoded and translated anew, which fills the memory for host code some times over.
+    const ROUNDS: u32 = 40_000;
+    let mut m = Machine::long();
+    let flushes = m.cpu.code.stats.flushes;
+    m.code_at(FIRST, 64, |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.mov(eax, 0)?;
+        a.add(rbx, rax)?;
+        for n in 0..26 {
+            a.add(dword_ptr(rdi + 4 * n), eax)?;
+        }
+        a.inc(dword_ptr(FIRST + 1))?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        a.hlt()
+    });
+    m.set(reg::RBX, 0);
+    m.set(reg::RCX, ROUNDS.into());
+    m.set(reg::RDI, DATA);
+    m.cpu.rip = FIRST;
+    m.run();
+    let sum = u64::from(ROUNDS) * u64::from(ROUNDS - 1) / 2;
+    assert_eq!(
+        (m.reg(reg::RBX), m.read::<u32>(DATA), m.read::<u32>(DATA + 100)),
+        (sum, sum as u32, sum as u32)
+    );
+    assert_eq!(m.cpu.code.stats.flushes - flushes > 1, common::mode::NATIVE);
+}
+
+#[test]
+fn another_processor_changes_a_function() {
+    let mut m = Machine::long();
+    answer(&mut m, SECOND, 1);
+    // Sums answers without end.
+    m.code_at(FIRST, 64, |a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.call(SECOND)?;
+        a.add(rbx, rax)?;
+        a.inc(rdx)?;
+        a.jmp(again)
+    });
+    // Adds 1 to the answer in one go.
+    m.code_at(OTHER, 64, |a| {
+        a.add(byte_ptr(SECOND + 1), 1)?;
+        a.hlt()
+    });
+    let cpu = &m.cpu;
+    let signals = Arc::new(Signals::default());
+    let mut other = Cpu::with_signals(m.arena.clone(), cpu.model.clone(), cpu.shared.clone(), signals);
+    common::mode::apply(&mut other);
+    other.set_cr4(cpu.cr4).unwrap();
+    other.set_cr3(cpu.cr3).unwrap();
+    other.set_efer(efer::LME).unwrap();
+    other.set_cr0(cpu.cr0).unwrap();
+    (other.seg, other.gdtr, other.idtr) = (cpu.seg, cpu.gdtr, cpu.idtr);
+    other.mode_changed();
+    for r in [reg::RBX, reg::RDX] {
+        m.set(r, 0);
+    }
+    m.cpu.rip = FIRST;
+    let mut expected = 0;
+    for round in 1..=100 {
+        let calls = m.reg(reg::RDX);
+        m.cpu.run_for(1000);
+        let more = m.reg(reg::RDX) - calls;
+        assert!(more > 100);
+        expected += more * round;
+        // What a call that is under way will add is not seen yet.
+        let open = expected - m.reg(reg::RBX);
+        assert!(open <= round, "{open} in round {round}");
+        (other.rip, other.activity) = (OTHER, Activity::Active);
+        other.run_for(10);
+        assert_eq!(other.activity, Activity::Hlt);
+    }
+}
+
+#[test]
+fn a_call_to_another_page_follows_a_way_out_of_long_mode() {
+    // Out, on to five levels of tables under which the page is another one, and back.
+    const OUT: u64 = 0xb000;
+    const BACK: u64 = 0xc000;
+    const PML5: u64 = TABLES + 0x10_000;
+    let mut m = two_answers();
+    m.descriptor(sel::FREE, 0, 0xfffff, common::rights::CODE32);
+    m.write(PML5, TABLES | 7);
+    m.code_at(OUT, 32, |a| {
+        a.mov(eax, cr0)?;
+        a.btr(eax, 31)?;
+        a.mov(cr0, eax)?;
+        a.mov(dword_ptr(TABLES + 0x3000 + (SECOND >> 12) * 8), OTHER as i32 | 7)?;
+        a.mov(eax, cr4)?;
+        a.or(eax, cpu::cr4::LA57 as i32)?;
+        a.mov(cr4, eax)?;
+        a.mov(eax, PML5 as i32)?;
+        a.mov(cr3, eax)?;
+        a.mov(eax, cr0)?;
+        a.bts(eax, 31)?;
+        a.mov(cr0, eax)?;
+        a.push(i32::from(sel::CODE))?;
+        a.push(BACK as i32)?;
+        a.retf()
+    });
+    m.code_at(BACK, 64, |a| a.jmp(rbp));
+    let sums = sums(&mut m, |a| {
+        let mut back = a.create_label();
+        a.lea(rbp, qword_ptr(back))?;
+        a.push(i32::from(sel::FREE))?;
+        a.push(OUT as i32)?;
+        a.db(&[0x48, 0xcb])?; // RETFQ
+        a.set_label(&mut back)?;
+        a.nop()
+    });
+    assert_eq!(sums, (3, 30));
+    assert!(m.cpu.cr4 & cpu::cr4::LA57 != 0);
 }

@@ -26,8 +26,14 @@ struct Machine {
 impl Machine {
     /// A processor in flat 64-bit mode without paging, SSE switched on.
     fn new() -> Self {
+        Self::running(false)
+    }
+
+    /// As [`Machine::new`], which has the interpreter alone, or with host code at once.
+    fn running(native: bool) -> Self {
         let arena = Arc::new(Arena::new(1 << 20, &ArenaOptions::default()).unwrap());
         let mut cpu = Cpu::new(arena.clone(), Arc::new(Model::max()));
+        cpu.translate_after(native.then_some(0));
         cpu.long64 = true;
         cpu.ip_mask = u64::MAX;
         cpu.ea_base = [0; 8];
@@ -208,7 +214,11 @@ fn is_approximate(code: Code) -> bool {
 
 #[test]
 fn every_instruction_does_what_the_host_does() {
-    let mut machine = Machine::new();
+    [false, true].into_iter().for_each(compare_every_instruction);
+}
+
+fn compare_every_instruction(native: bool) {
+    let mut machine = Machine::running(native);
     let forms = forms(&mut machine);
     assert!(forms.len() > 600, "only {} forms are known", forms.len());
     let mut random = Random::new(3);
@@ -272,8 +282,12 @@ fn simple(code: Code, memory: bool) -> Instruction {
 /// unaligned moves and the string comparisons.
 #[test]
 fn alignment() {
+    [false, true].into_iter().for_each(check_alignment);
+}
+
+fn check_alignment(native: bool) {
     use Code::*;
-    let mut machine = Machine::new();
+    let mut machine = Machine::running(native);
     let unaligned = [
         Movups_xmm_xmmm128,
         Movups_xmmm128_xmm,
@@ -310,8 +324,12 @@ fn alignment() {
 /// SDM volume 3, table 15-1 and table 13-1: CR0.EM, CR0.TS, CR4.OSFXSR.
 #[test]
 fn availability() {
+    [false, true].into_iter().for_each(check_availability);
+}
+
+fn check_availability(native: bool) {
     use Code::*;
-    let mut machine = Machine::new();
+    let mut machine = Machine::running(native);
     for (code, memory) in forms(&mut machine) {
         let features = code.cpuid_features();
         let stateless =
