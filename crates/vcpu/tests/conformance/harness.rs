@@ -35,22 +35,25 @@ pub const CODE64: u16 = 0x08;
 pub const DATA32: u16 = 0x10;
 pub const CODE32: u16 = 0x18;
 
-/// What the suite runs on: an engine, and how guest addresses are translated there.
+/// What the suite runs on: an engine, how guest addresses are translated there, and how code runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject {
     pub engine: Engine,
     paging: Paging,
+    /// The soft engine makes no host code.
+    interpret: bool,
 }
 
-const SUBJECTS: &[Subject] = &[Subject::KVM, Subject::SOFT, Subject::SHADOW];
+const SUBJECTS: &[Subject] = &[Subject::KVM, Subject::SOFT, Subject::SHADOW, Subject::INTERPRETER];
 
 impl Subject {
-    pub const KVM: Self = Self { engine: Engine::Kvm, paging: Paging::Ept };
-    pub const SOFT: Self = Self { engine: Engine::Soft, paging: Paging::Ept };
-    pub const SHADOW: Self = Self { engine: Engine::Soft, paging: Paging::Shadow };
+    pub const KVM: Self = Self { engine: Engine::Kvm, paging: Paging::Ept, interpret: false };
+    pub const SOFT: Self = Self { engine: Engine::Soft, ..Self::KVM };
+    pub const SHADOW: Self = Self { paging: Paging::Shadow, ..Self::SOFT };
+    const INTERPRETER: Self = Self { interpret: true, ..Self::SOFT };
 
     pub fn create_vm(self, config: &VmConfig) -> Result<Arc<dyn Vm>, Error> {
-        create_vm(self.engine, &VmConfig { paging: self.paging, ..config.clone() })
+        create_vm(self.engine, &VmConfig { paging: self.paging, interpret: self.interpret, ..config.clone() })
     }
 }
 
@@ -63,6 +66,7 @@ impl PartialEq<Engine> for Subject {
 impl fmt::Display for Subject {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.paging {
+            Paging::Ept if self.interpret => write!(f, "{} without host code", self.engine),
             Paging::Ept => self.engine.fmt(f),
             Paging::Shadow => write!(f, "{} with shadow paging", self.engine),
         }
