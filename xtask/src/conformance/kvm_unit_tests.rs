@@ -1,6 +1,7 @@
 //! kvm-unit-tests: flat kernels that print a line a check, listed in `unittests.cfg`.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -122,6 +123,8 @@ pub fn run(args: &Args) -> Result<Vec<Report>> {
             boards.insert(board, tools::build_example(board)?);
         }
     }
+    let scratch = tools::Scratch::new("kvm-unit-tests")?;
+    let complaints = scratch.path().join("stderr");
     let mut reports = Vec::new();
     for which in args.emulators() {
         let mut cases = Vec::new();
@@ -133,7 +136,7 @@ pub fn run(args: &Args) -> Result<Vec<Report>> {
                 Which::Host => bail!("kvm-unit-tests are kernels: they run on trapline and qemu"),
             };
             eprintln!("{} {arch}: {}", which.name(), entry.name);
-            cases.push(run_one(command, entry, which, args)?);
+            cases.push(run_one(command, entry, which, args, &complaints)?);
         }
         reports.push(Report { emulator: which.name(), cases });
     }
@@ -181,8 +184,16 @@ fn arguments(entry: &Entry) -> String {
     entry.args.replace("`date +%s`", &now.to_string())
 }
 
-fn run_one(mut command: Command, entry: &Entry, which: Which, args: &Args) -> Result<Case> {
-    command.stderr(std::process::Stdio::null());
+/// Runs one test; what the emulator itself says goes into `complaints`.
+fn run_one(
+    mut command: Command,
+    entry: &Entry,
+    which: Which,
+    args: &Args,
+    complaints: &Path,
+) -> Result<Case> {
+    let file = File::create(complaints).with_context(|| format!("cannot write {complaints:?}"))?;
+    command.stderr(file);
     let run = console::watch(&mut command, "qemu-system-x86", Duration::from_secs(args.timeout), false)?;
     if let Some(folder) = &args.logs {
         super::write_log(folder, &entry.name, which, &run)?;
@@ -191,16 +202,30 @@ fn run_one(mut command: Command, entry: &Entry, which: Which, args: &Args) -> Re
     for line in &run.lines {
         verdict(&line.text, &mut case);
     }
-    case.end = match run.status.map(|status| status.code()) {
+    let text = std::fs::read(complaints).unwrap_or_default();
+    case.end = match run.status {
         None => End::TimedOut,
-        // What the test gave to the exit device, shifted by one: 0 is success, 77 is "skipped".
-        Some(Some(1)) => End::Done,
-        Some(Some(155)) => End::Skipped,
-        Some(Some(code)) if code & 1 == 1 => End::Failed(format!("exit {}", code >> 1)),
-        Some(Some(code)) => End::Failed(format!("status {code}")),
-        Some(None) => End::Failed("signal".into()),
+        Some(status) => end(status.code(), &String::from_utf8_lossy(&text)),
     };
     Ok(case)
+}
+
+/// How a test ended, by the exit code and what the emulator said.
+fn end(code: Option<i32>, complaints: &str) -> End {
+    match code {
+        // An emulator that gives up has the exit code of a test that succeeds.
+        Some(1) => {
+            match complaints.lines().find(|line| line.starts_with("error") || line.contains("panicked")) {
+                Some(line) => End::Failed(line.into()),
+                None => End::Done,
+            }
+        }
+        // What the test gave to the exit device, shifted by one: 0 is success, 77 is "skipped".
+        Some(155) => End::Skipped,
+        Some(code) if code & 1 == 1 => End::Failed(format!("exit {}", code >> 1)),
+        Some(code) => End::Failed(format!("status {code}")),
+        None => End::Failed("signal".into()),
+    }
 }
 
 /// Takes a line such as `PASS: name`. Figures in a name differ from run to run and are left out.
@@ -237,6 +262,21 @@ mod tests {
         let line = tools::line(&apic);
         assert!(line.contains("--cpu max,+x2apic,vendor=intel --memory 2048M --cpus 2"), "{line}");
         assert!(!arguments(&entries[1]).contains('`'));
+    }
+
+    #[test]
+    fn an_emulator_that_gives_up_is_no_success() {
+        let ends = [
+            (Some(1), "", "ok"),
+            (Some(1), "warning: no\nerror: cannot open a: gone\n", "error: cannot open a: gone"),
+            (Some(155), "", "skipped"),
+            (Some(77), "", "exit 38"),
+            (Some(2), "", "status 2"),
+            (None, "", "signal"),
+        ];
+        for (code, complaints, expected) in ends {
+            assert_eq!(end(code, complaints).to_string(), expected);
+        }
     }
 
     #[test]
