@@ -3,9 +3,9 @@
 //! A block of 64-bit code starts with one more operation, its *head*, that counts. When the count is full, the
 //! block gets host code: templates for common operations (`template`, `emit`), calls of the handlers for
 //! others. The head is then replaced by the code itself, which is entered like a handler, so that links between
-//! blocks, their invalidation, and everything else about them stay as they are. What a template does not do (a miss
-//! of the TLB, a page with decoded code, an exit without a link) it leaves to the interpreter, by
-//! going to the handler of the operation at hand; the rest of the block then runs there.
+//! blocks, their invalidation, and everything else about them stay as they are. What a template does not do it leaves
+//! to the interpreter's handler of the operation: for a miss of the TLB or a page with decoded code it calls it and
+//! goes on behind the operation; for a branch without a link, a signal or the end of the chain it goes there for good.
 //!
 //! The interpreter is the reference: code that is made must leave registers, flags, memory and instruction count as
 //! the handlers do at every operation where it can be left. Guest registers are in memory between
@@ -82,7 +82,7 @@ pub(crate) struct Native {
 }
 
 impl Native {
-    /// The head's link for those who come from host code: see [`CodeCache::set_head`].
+    /// Where host code goes that comes to a head without host code: out of host code, to the head's handler.
     pub fn outside(&self) -> u64 {
         self.places.leave
     }
@@ -184,8 +184,9 @@ pub(crate) extern "C-unwind" fn cold(cpu: &mut Cpu, op: OpRef) -> Flow {
 }
 
 impl Cpu {
-    /// Blocks of 64-bit code get host code when they have been entered `entries` times; `None` leaves all to the
-    /// interpreter. All decoded code is dropped. Says whether host code is made at all.
+    /// Blocks of 64-bit code get host code when they are entered after `entries` times, 0 to 65,534 (more is never);
+    /// `None` leaves all to the interpreter. All decoded code is dropped. Says whether host code is made at all: not on
+    /// hosts that are no x86-64, or forbid memory that is both written and executed.
     pub fn translate_after(&mut self, entries: Option<u32>) -> bool {
         self.code.native = entries.and_then(|threshold| {
             let (ops, recent) = self.code.places();
