@@ -194,8 +194,8 @@ extern "C-unwind" fn stale_exit(cpu: &mut Cpu, op: OpRef) -> Flow {
 
 /// The handler of an operation with this one once its block is invalidated.
 fn stale_of(run: Handler) -> Handler {
-    let exits: [Handler; 3] = [branch::exit_link, branch::exit_far, native::come_back_to_exit];
-    if exits.into_iter().any(|exit| std::ptr::fn_addr_eq(run, exit)) { stale_exit } else { stale }
+    let before_exit = std::ptr::fn_addr_eq(run, native::come_back_to_exit as Handler);
+    if before_exit || branch::is_exit(run) { stale_exit } else { stale }
 }
 
 impl CodeCache {

@@ -16,6 +16,25 @@ impl LocalApic {
     /// Takes the state. Not `SaveRestore`: a local APIC has no clock of its own, so the time is
     /// handed in.
     pub fn save(&self, time: Time) -> LapicState {
+        // All of it: a new field does not compile until somebody has decided on it.
+        let Self {
+            id: _,
+            xapic_id: _,
+            base: _,
+            tpr: _,
+            ldr: _,
+            dfr: _,
+            svr: _,
+            isr: _,
+            tmr: _,
+            irr: _,
+            esr: _,
+            esr_pending: _,
+            icr: _,
+            lvt: _,
+            timer: _,
+            lint: _,
+        } = self;
         let mut apic = self.clone();
         if let Run::Counting(expiry) = &mut apic.timer.run {
             *expiry = expiry.saturating_sub(time.ns);

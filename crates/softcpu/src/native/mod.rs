@@ -28,10 +28,10 @@ use std::sync::Arc;
 
 use self::asm::{Asm, RBX, RDI, Rm};
 use self::buffer::Buffer;
-use self::template::Template;
 use crate::code::CodeCache;
 use crate::cpu::{Cpu, Signals};
 use crate::op::{Flow, Handler, Op, OpRef, next};
+use crate::ops::branch;
 
 /// The key of blocks that get host code: 64-bit, nothing special.
 pub(crate) const KEY: u32 = 2;
@@ -144,8 +144,10 @@ impl Native {
             code.get_mut(call.at..call.at + 8)?.copy_from_slice(&address.to_le_bytes());
             // If the handler drops the block, what follows it becomes a place to go on from.
             extra_ops.extend(called);
-            let exits = template::of(after.run).is_some_and(Template::is_exit);
-            extra_ops.push(Op { run: if exits { come_back_to_exit } else { come_back }, ..*after });
+            extra_ops.push(Op {
+                run: if branch::is_exit(after.run) { come_back_to_exit } else { come_back },
+                ..*after
+            });
         }
         self.buffer.append(&code).then_some((entry, body))
     }

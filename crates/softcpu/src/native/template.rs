@@ -204,13 +204,6 @@ pub(super) enum Vector {
     },
 }
 
-impl Template {
-    /// Whether it is an exit of a block.
-    pub fn is_exit(self) -> bool {
-        matches!(self, Self::ExitLink | Self::ExitFar)
-    }
-}
-
 /// The template of a handler. Where the compiler made one function of two handlers, they do the same.
 pub(super) fn of(run: Handler) -> Option<Template> {
     static TABLE: LazyLock<HashMap<usize, Template>> = LazyLock::new(table);

@@ -4,7 +4,7 @@ use super::ea;
 use crate::cpu::{Cpu, RBLOCK, Stop, reg};
 use crate::int::Int;
 use crate::mmu::{Kind, Plain};
-use crate::op::{Flow, Op, OpRef, stop};
+use crate::op::{Flow, Handler, Op, OpRef, stop};
 
 /// Counts the block's instructions, and says whether the chain may go on.
 #[inline(always)]
@@ -50,6 +50,12 @@ fn take_lookup(cpu: &mut Cpu, rip: u64, executed: u8) -> Flow {
     }
     cpu.rip = rip;
     Flow::Lookup
+}
+
+/// Whether a handler is that of an exit operation.
+pub(crate) fn is_exit(run: Handler) -> bool {
+    let exits: [Handler; 2] = [exit_link, exit_far];
+    exits.into_iter().any(|exit| std::ptr::fn_addr_eq(run, exit))
 }
 
 /// Exit operation to a target in the same page.
